@@ -1,0 +1,1 @@
+"""Consentry: a vehicle-side telematics agent that lets out only what the owner consented to."""

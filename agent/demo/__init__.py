@@ -1,0 +1,1 @@
+"""The demo: everything on loopback, judged by an independent eye."""

@@ -1,0 +1,1 @@
+"""One outside thing per module; edge modules do not import each other."""
