@@ -1,0 +1,195 @@
+"""Raw DBC value to permitted value, as one generated function per granted signal.
+
+The steps, in this order (docs/architecture.md, "Steps"); a value that fails one is dropped:
+
+    1. named or not available   a raw value with a name is no measurement (numeric paths without
+                                `mapping`); SAE J1939-71 error and not-available ranges
+    2. raw * scale + offset     exactly the number that cantools gives
+    3. math or mapping
+    4. unit                     of the mapping's leaf to the catalogue's
+    5. valid                    the range that the mapping believes
+    6. grid                     positions snap to the centre of a fixed cell
+    7. quantum                  the nearest multiple
+    8. integer rounding         for integer datatypes
+    9. range of the datatype
+
+Rules:
+ * Every rounding is Python's `round`: ties go to even.
+ * `float` and `double` are IEEE 754 doubles; nothing is narrowed. NaN and infinities are no values.
+ * Steps that a signal does not need are not in its function: this runs once per sample.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from enum import Enum
+
+from agent.core.decode import Field
+from agent.core.expression import Number
+from agent.core.mapping import Choice, Entry
+from agent.core.model import Value
+from agent.core.units import Conversion
+
+GRID_DECIMALS = 7  # 1e-7 degrees is 11 mm at the equator, below any receiver's accuracy.
+_EXACT = float(2**53)  # Above it neighbouring doubles are further apart than one.
+_J1939_RESERVED = 0xFB  # SAE J1939-71 table 1: 0xFB.. reserved, 0xFE.. error, 0xFF.. not available.
+
+
+class Drop(Enum):
+    """Why a value was dropped; the text is what a person reads."""
+
+    NAMED = "the raw value has a name instead of a measurement"
+    NOT_AVAILABLE = "the sender says error or not available"
+    UNMAPPED = "the mapping has no line for it"
+    UNNAMED = "the raw value has no name for a text path"
+    MATH = "the mapping's math has no result"
+    INVALID = "outside the mapping's valid range"
+    RANGE = "outside the datatype's range"
+
+
+INTEGER_RANGES = {
+    **{f"uint{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+    **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+}
+FLOAT_TYPES = ("float", "double")
+
+
+def is_numeric(datatype: str) -> bool:
+    """Tell whether values of this VSS datatype are numbers."""
+    return datatype in INTEGER_RANGES or datatype in FLOAT_TYPES
+
+
+def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at the call
+    field: Field,
+    entry: Entry,
+    conversion: Conversion,
+    *,
+    datatype: str,
+    grid_deg: float | None,
+    quantum: float | None,
+) -> Callable[[int | float], Value | Drop]:
+    """Return the function from one raw value to the permitted value, or why there is none.
+
+    Args:
+        field: The signal's conversion from the DBC.
+        entry: The mapping's line for the path.
+        conversion: From the entry's unit to the catalogue's.
+        datatype: The catalogue's, except arrays.
+        grid_deg: Edge of the cells that this position coordinate snaps to, degrees, or None.
+        quantum: Step that values are rounded to, in the catalogue's unit, or None.
+    """
+    writer = _Writer(field)
+    if entry.choices is not None:
+        writer.look_up(entry.choices)
+    elif datatype == "string":
+        writer.line("v = NAMES.get(raw)", NAMES=dict(field.choices))
+        writer.line("if v is None: return UNNAMED")
+    else:
+        if field.choices:
+            # 0 and 1 of a boolean path are its values, whatever the DBC calls them.
+            meant = (0, 1) if datatype == "boolean" else ()
+            named = frozenset(raw for raw in field.choices if raw not in meant)
+            writer.line("if raw in NAMED_RAW: return NAMED", NAMED_RAW=named)
+        writer.physical()
+        if entry.math is not None:
+            writer.line("v = MATH_FN(v)", MATH_FN=entry.math)
+            writer.line("if v is None: return MATH")
+    if datatype == "boolean":
+        writer.line("if v == 0: return False")
+        writer.line("if v == 1: return True")
+        writer.line("return RANGE")
+    elif datatype == "string":
+        writer.line("return v")
+    else:
+        writer.constrain(conversion, entry.valid, grid_deg, quantum)
+        writer.finish_number(datatype)
+    return writer.function()
+
+
+class _Writer:
+    """Collects the lines of one function; constants reach it by name, never as source text."""
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        self._names: dict[str, object] = {drop.name: drop for drop in Drop}
+        self._lines: list[str] = []
+        unsigned = not field.is_signed and not field.is_float
+        if field.is_j1939 and unsigned and field.length >= 8:
+            limit = _J1939_RESERVED << (field.length - 8)
+            self.line("if raw >= RESERVED: return NOT_AVAILABLE", RESERVED=limit)
+
+    def line(self, text: str, **names: object) -> None:
+        self._lines.append(text)
+        self._names |= names
+
+    def physical(self) -> None:
+        scale, offset = self._field.scale, self._field.offset
+        if scale == 1 and offset == 0:
+            self.line("v = raw")
+        else:
+            self.line("v = raw * SCALE + OFFSET", SCALE=scale, OFFSET=offset)
+        if self._field.is_float or isinstance(scale, float) or isinstance(offset, float):
+            self.line("if not -BIGGEST <= v <= BIGGEST: return RANGE", BIGGEST=sys.float_info.max)
+
+    def look_up(self, choices: tuple[Choice, ...]) -> None:
+        """A name matches as text, a number matches the physical value; the first line wins."""
+        by_name: dict[str, Value] = {}
+        by_number: dict[Number, Value] = {}
+        for choice in choices:
+            if isinstance(choice.source, str):
+                by_name.setdefault(choice.source, choice.target)
+            else:
+                by_number.setdefault(choice.source, choice.target)
+        by_raw = {
+            raw: by_name[name] for raw, name in self._field.choices.items() if name in by_name
+        }
+        self.line("v = BY_RAW.get(raw)", BY_RAW=by_raw)
+        if by_number:
+            self.line(
+                "if v is None:", BY_NUMBER=by_number, S=self._field.scale, O=self._field.offset
+            )
+            self.line("    v = BY_NUMBER.get(raw * S + O)")
+        self.line("if v is None: return UNMAPPED")
+
+    def constrain(
+        self,
+        conversion: Conversion,
+        valid: tuple[float, float] | None,
+        grid_deg: float | None,
+        quantum: float | None,
+    ) -> None:
+        if not conversion.is_identity:
+            self.line("v = v * FACTOR + SHIFT", FACTOR=conversion.factor, SHIFT=conversion.offset)
+        if valid is not None:
+            self.line("if not LOW <= v <= HIGH: return INVALID", LOW=valid[0], HIGH=valid[1])
+        if grid_deg is not None:
+            # The limit keeps a coordinate from passing through unsnapped where cells are too fine
+            # to count.
+            self.line("n = v / GRID", GRID=grid_deg)
+            self.line("if not -EXACT < n < EXACT: return RANGE", EXACT=_EXACT)
+            self.line("v = round((floor(n) + 0.5) * GRID, DECIMALS)", DECIMALS=GRID_DECIMALS)
+        if quantum is not None:
+            self.line("n = v / QUANTUM", QUANTUM=quantum)
+            # Beyond 2**53 steps every double is a multiple already.
+            self.line("if -EXACT < n < EXACT: v = round(n) * QUANTUM", EXACT=_EXACT)
+
+    def finish_number(self, datatype: str) -> None:
+        if datatype in INTEGER_RANGES:
+            low, high = INTEGER_RANGES[datatype]
+            # Half a step of room: what rounds into the range is in it. NaN fails both comparisons.
+            self.line("if not LEAST - 1 < v < MOST + 1: return RANGE", LEAST=low, MOST=high)
+            self.line("v = round(v)")
+            self.line("return v if LEAST <= v <= MOST else RANGE")
+        else:
+            self.line(
+                "return float(v) if -BIGGEST <= v <= BIGGEST else RANGE", BIGGEST=sys.float_info.max
+            )
+
+    def function(self) -> Callable[[int | float], Value | Drop]:
+        scope = self._names | {"floor": math.floor, "round": round, "float": float}
+        scope["__builtins__"] = {}
+        source = "def transform(raw):\n    " + "\n    ".join(self._lines)
+        exec(compile(source, "<transform>", "exec"), scope)  # noqa: S102 - the text is ours, see line()
+        made: Callable[[int | float], Value | Drop] = scope["transform"]  # type: ignore[assignment]
+        # exec made it
+        return made
