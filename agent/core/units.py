@@ -57,7 +57,10 @@ _QUANTITIES: dict[str, dict[str, tuple[float, float]]] = {
 # Other spellings of the same unit; the key is lower case unless case tells units apart.
 _SPELLINGS = {
     "celsius": "Celsius", "degc": "Celsius", "°c": "Celsius", "deg c": "Celsius", "c": "Celsius",
-    "deg_c": "Celsius", "kelvin": "K", "degk": "K",
+    "deg_c": "Celsius", "degreesc": "Celsius", "degrees c": "Celsius", "degree c": "Celsius",
+    "celcius": "Celsius", "degreesf": "Fahrenheit", "kilopascal": "kPa", "kilopascals": "kPa",
+    "kpa": "kPa", "pascal": "Pa", "mbar (abs)": "mbar", "percent": "percent",
+    "kelvin": "K", "degk": "K",
     "fahrenheit": "Fahrenheit", "degf": "Fahrenheit",
     "°f": "Fahrenheit", "deg f": "Fahrenheit", "f": "Fahrenheit",
     "kph": "km/h", "kmh": "km/h", "km/hr": "km/h", "kmph": "km/h", "mps": "m/s", "mi/h": "mph",
