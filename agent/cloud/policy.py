@@ -1,0 +1,313 @@
+"""The platform's side of consent: write a policy, change it, sign it.
+
+A policy is a plain dict here, as it goes on the wire; every function returns a new one and leaves
+its arguments alone. Time is an argument, in whole seconds since the epoch.
+
+Rules that the vehicle holds the platform to, and that these helpers keep:
+ * Every change of the policy raises `ver`; every change of a grant raises its `rev`.
+ * A withdrawn grant stays in the policy as a tombstone and never comes back under its id.
+ * What is left out of the next policy is revoked by that.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, OKPKey
+from joserfc.jws import JWSRegistry
+
+from agent.core.catalogue import Catalogue
+from agent.core.jwk import P256, encode_base64url, public_jwk
+from agent.core.jws import ALGORITHMS, POLICY_ROLE, POLICY_TYP
+from agent.core.member import ID
+from agent.core.policy import MAX_POLICY_BYTES, parse_policy
+from agent.core.recipient import SEAL_ALG
+from agent.core.strictjson import shown
+from agent.errors import AgentError, KeyFileError, PolicyRejected
+
+DAY_S = 86_400
+
+Document = dict[str, Any]
+
+
+def recipient(name: str, *jwks: Mapping[str, Any]) -> Document:
+    """Return one value for `recipients`.
+
+    Args:
+        name: What the owner is shown.
+        jwks: The recipient's P-256 keys as JWK with `kid`, the preferred one first. Of a private
+            JWK only the public members are taken.
+
+    Raises:
+        KeyFileError: A key has no `kid` or is no P-256 key.
+    """
+    return {
+        "name": name,
+        "keys": [
+            {"kid": _kid(key), "alg": SEAL_ALG, "jwk": _public_half(key, P256)} for key in jwks
+        ],
+    }
+
+
+def grant(  # noqa: PLR0913  one parameter for each member of a grant
+    grant_id: str,
+    recipient_id: str,
+    scopes: Mapping[str, Mapping[str, Any]],
+    *,
+    nbf_s: int,
+    exp_s: int,
+    purposes: Sequence[str],
+    retention: str,
+    offline_s: int = DAY_S,
+    combine: Sequence[Sequence[str]] = (),
+    record: Mapping[str, str] | None = None,
+) -> Document:
+    """Return one element for `grants`, active, rev 1.
+
+    Args:
+        grant_id: Never used before for this vehicle.
+        recipient_id: A name in the policy's `recipients`.
+        scopes: Scope → its constraints; `{}` for the defaults of its class.
+        nbf_s: First second of the consent.
+        exp_s: First second after it.
+        purposes: As in `["dpv:ServiceProvision"]`.
+        retention: ISO 8601 duration in whole numbers, as in `P30D`.
+        offline_s: Longest time that the vehicle goes on without a fresh policy.
+        combine: Sets of scopes that the owner allows to be joined.
+        record: `{"id", "sha256"}` of the owner's declaration.
+    """
+    document: Document = {
+        "grant_id": grant_id,
+        "rev": 1,
+        "state": "active",
+        "recipient": recipient_id,
+        "nbf": nbf_s,
+        "exp": exp_s,
+        "offline_s": offline_s,
+        "purposes": list(purposes),
+        "retention": retention,
+        "details": [
+            {"scope": scope, "constraints": dict(constraints)} if constraints else {"scope": scope}
+            for scope, constraints in scopes.items()
+        ],
+    }
+    if record is not None:
+        document["record"] = dict(record)
+    if combine:
+        document["combine"] = [list(names) for names in combine]
+    return document
+
+
+def new_policy(  # noqa: PLR0913  one parameter for each member of a policy
+    *,
+    vehicle: str,
+    issuer: str,
+    catalogue: Catalogue,
+    recipients: Mapping[str, Document],
+    grants: Sequence[Document],
+    iat_s: int,
+    valid_s: int = 30 * DAY_S,
+    epoch: int = 1,
+    ver: int = 1,
+    jti: str | None = None,
+) -> Document:
+    """Return the payload of a policy, ready to sign.
+
+    Args:
+        vehicle: The vehicle's pseudonym; never its VIN.
+        issuer: Who decides, as a URL.
+        catalogue: The catalogue that the owner was shown.
+        recipients: Id → what `recipient` returns.
+        grants: What `grant` returns.
+        iat_s: Now.
+        valid_s: How long the vehicle may go by this policy.
+        epoch: Raised only when the root of trust changes.
+        ver: Above that of every earlier policy of this epoch.
+        jti: Drawn where None.
+    """
+    return {
+        "v": 1,
+        "iss": issuer,
+        "aud": vehicle,
+        "jti": jti or str(uuid.uuid4()),
+        "epoch": epoch,
+        "ver": ver,
+        "iat": iat_s,
+        "nbf": iat_s,
+        "exp": iat_s + valid_s,
+        "catalogue": {
+            "id": catalogue.id,
+            "ver": catalogue.version,
+            "sha256": catalogue.sha256,
+        },
+        "recipients": deepcopy(dict(recipients)),
+        "grants": deepcopy(list(grants)),
+    }
+
+
+def next_version(policy: Mapping[str, Any], *, iat_s: int, jti: str | None = None) -> Document:
+    """Return the same policy as the following version, valid from now for as long as before."""
+    document = deepcopy(dict(policy))
+    document["ver"] += 1
+    document["exp"] = iat_s + policy["exp"] - policy["nbf"]
+    document["iat"] = document["nbf"] = iat_s
+    document["jti"] = jti or str(uuid.uuid4())
+    return document
+
+
+def revoke(policy: Mapping[str, Any], grant_id: str, *, iat_s: int) -> Document:
+    """Return the next version, in which a grant is withdrawn for good.
+
+    Raises:
+        AgentError: The policy has no such grant.
+    """
+    document = next_version(policy, iat_s=iat_s)
+    old = _find(document, grant_id)
+    tombstone = {"grant_id": grant_id, "rev": old.get("rev", 1) + 1, "state": "revoked"}
+    document["grants"][document["grants"].index(old)] = tombstone
+    return document
+
+
+def pause(policy: Mapping[str, Any], grant_id: str, *, iat_s: int) -> Document:
+    """Return the next version, in which a grant rests: nothing is collected or sent.
+
+    Raises:
+        AgentError: The policy has no such grant, or it is revoked.
+    """
+    return _with_state(policy, grant_id, "paused", iat_s=iat_s)
+
+
+def resume(policy: Mapping[str, Any], grant_id: str, *, iat_s: int) -> Document:
+    """Return the next version, in which a paused grant is active again.
+
+    Raises:
+        AgentError: The policy has no such grant, or it is revoked.
+    """
+    return _with_state(policy, grant_id, "active", iat_s=iat_s)
+
+
+def sign_policy(
+    payload: Mapping[str, Any] | bytes,
+    key: Mapping[str, Any],
+    *,
+    kid: str | None = None,
+    alg: str | None = None,
+    catalogue: Catalogue | None = None,
+) -> str:
+    """Return the policy as a compact JWS.
+
+    Args:
+        payload: The policy, or its exact bytes.
+        key: Private JWK, Ed25519 or P-256.
+        kid: Name of the key in the vehicles' trust file; by default the JWK's own.
+        alg: `EdDSA` or `ES256`; by default the JWK's own.
+        catalogue: Where given, what the vehicle would refuse is not signed.
+
+    Raises:
+        PolicyRejected: The payload is no policy under this catalogue, or too long.
+        KeyFileError: The key is no private key for this algorithm.
+    """
+    data = payload if isinstance(payload, bytes) else _encode(payload)
+    if catalogue is not None:
+        parse_policy(data, catalogue)
+    name = alg or str(key.get("alg"))
+    header = {"alg": name, "kid": kid or _kid(key), "typ": POLICY_TYP}
+    signed = f"{encode_base64url(_encode(header))}.{encode_base64url(data)}"
+    token = f"{signed}.{encode_base64url(_signature(signed.encode(), key, name))}"
+    if len(token) > MAX_POLICY_BYTES:
+        raise PolicyRejected(
+            f"the signed policy is {len(token)} bytes long, at most {MAX_POLICY_BYTES} are allowed",
+            reason="too-large",
+            hint="leave out revoked grants that every vehicle has acknowledged",
+        )
+    return token
+
+
+def trust_file(*jwks: Mapping[str, Any]) -> bytes:
+    """Return a vehicle's trust file for keys that may sign its policies.
+
+    Args:
+        jwks: JWKs with `kid` and `alg`; of a private one only the public members are taken.
+
+    Raises:
+        KeyFileError: A key lacks `kid` or `alg`, or is of another kind than its `alg` needs.
+    """
+    keys = [
+        {
+            "kid": _kid(key),
+            "alg": str(key.get("alg")),
+            "role": POLICY_ROLE,
+            "jwk": _public_half(key, _kind(str(key.get("alg")))),
+        }
+        for key in jwks
+    ]
+    return json.dumps({"v": 1, "keys": keys}, indent=2).encode() + b"\n"
+
+
+def _with_state(policy: Mapping[str, Any], grant_id: str, state: str, *, iat_s: int) -> Document:
+    document = next_version(policy, iat_s=iat_s)
+    found = _find(document, grant_id)
+    if found.get("state") == "revoked":
+        raise AgentError(
+            f"the grant {grant_id} is revoked, nothing leads back from that",
+            hint="renewed consent is a new grant with a new grant_id",
+        )
+    found["state"] = state
+    found["rev"] = found.get("rev", 1) + 1
+    return document
+
+
+def _find(document: Document, grant_id: str) -> Document:
+    grants: list[Document] = document["grants"]
+    for found in grants:
+        if found["grant_id"] == grant_id:
+            return found
+    raise AgentError(f"the policy has no grant {shown(grant_id)}")
+
+
+def _signature(signed: bytes, key: Mapping[str, Any], alg: str) -> bytes:
+    kind = _kind(alg)
+    if "d" not in key or any(key.get(name) != value for name, value in kind.items()):
+        raise KeyFileError(f"the key is no private {kind['crv']} key, as {alg} needs")
+    try:
+        private = (OKPKey if alg == "EdDSA" else ECKey).import_key(
+            {name: key[name] for name in (*kind, "x", "y", "d") if name in key}
+        )
+        return JWSRegistry.algorithms[alg].sign(signed, private)
+    except (JoseError, ValueError) as exc:
+        raise KeyFileError("the policy key is damaged") from exc
+
+
+def _kind(alg: str) -> Mapping[str, str]:
+    if alg not in ALGORITHMS:
+        raise KeyFileError(f"a policy key has alg {' or '.join(ALGORITHMS)}, found {shown(alg)}")
+    return ALGORITHMS[alg]
+
+
+def _kid(key: Mapping[str, Any]) -> str:
+    kid = key.get("kid")
+    if not isinstance(kid, str) or not ID.fullmatch(kid):
+        raise KeyFileError(
+            f"the key has no kid that matches {ID.pattern}",
+            hint="give it a name that is never used again",
+        )
+    return kid
+
+
+def _public_half(key: Mapping[str, Any], kind: Mapping[str, str]) -> Mapping[str, str]:
+    members = {name: key[name] for name in (*kind, "x", "y") if name in key}
+    try:
+        return dict(public_jwk(members, kind))
+    except ValueError as exc:
+        raise KeyFileError(f"the key {_kid(key)}: {exc}") from exc
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode()
+    except (TypeError, ValueError) as exc:
+        raise PolicyRejected(f"the policy cannot be written as JSON: {exc}", reason="json") from exc

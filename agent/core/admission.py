@@ -1,0 +1,88 @@
+"""May this verified policy follow the one in force?
+
+Rules:
+ * It is for this vehicle; the topic it came by proves nothing.
+ * (epoch, ver) only ever rises, epoch first.
+ * The same version with the same payload is a repetition: acknowledge again, change nothing.
+   The same version with another payload means that the platform, or who holds its key, tells two
+   stories: the first stays.
+ * A policy from the future of a synchronised clock is refused, so that one wrong date does not
+   lift the floor of time for good.
+ * Expiry is not checked: an expired policy grants nothing, but still guards against rollback.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from agent.core.model import NS_PER_S
+from agent.core.policy import Policy
+from agent.errors import PolicyRejected, Rollback, WrongVehicle
+
+MAX_IAT_AHEAD_NS = 86_400 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The version that is on disk. `payload_sha256` in hexadecimal, of the decoded payload."""
+
+    epoch: int
+    ver: int
+    payload_sha256: str
+
+
+class Admission(Enum):
+    """What to do with a policy that is not refused."""
+
+    APPLY = auto()
+    REPEAT = auto()
+
+
+def admit(
+    policy: Policy, *, vehicle: str, in_force: InForce | None, now_ns: int | None
+) -> Admission:
+    """Return whether the policy takes effect or repeats what is in force.
+
+    Args:
+        policy: Parsed from a verified payload.
+        vehicle: This vehicle's pseudonym.
+        in_force: What was applied last, expired or not; None before the first policy.
+        now_ns: A synchronised clock, ns since the epoch; None while there is none.
+
+    Raises:
+        WrongVehicle: `aud` is another vehicle.
+        Rollback: The version is lower than the one in force.
+        PolicyRejected: With reason `equivocation` or `future`.
+    """
+    if policy.aud != vehicle:
+        raise WrongVehicle(
+            f"the policy is for vehicle {policy.aud}, this is {vehicle}", reason="vehicle"
+        )
+    if in_force is not None:
+        offered, applied = (policy.epoch, policy.ver), (in_force.epoch, in_force.ver)
+        if offered < applied:
+            raise Rollback(
+                f"policy version {_version(offered)} is older than {_version(applied)}, "
+                "which is in force",
+                reason="rollback",
+                hint="raise ver above the one in force and sign again",
+            )
+        if offered == applied:
+            if policy.payload_sha256 != in_force.payload_sha256:
+                raise PolicyRejected(
+                    f"policy version {_version(offered)} is in force with another content",
+                    reason="equivocation",
+                    hint="raise ver for every change; if you did not change it, find out who "
+                    "signed the other one",
+                )
+            return Admission.REPEAT
+    if now_ns is not None and policy.iat_s * NS_PER_S > now_ns + MAX_IAT_AHEAD_NS:
+        raise PolicyRejected(
+            "the policy's iat is more than a day ahead of this vehicle's clock",
+            reason="future",
+            hint="compare the clocks of platform and vehicle",
+        )
+    return Admission.APPLY
+
+
+def _version(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}.{pair[1]}"
