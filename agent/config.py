@@ -1,0 +1,159 @@
+"""agent.toml → one frozen tree of values.
+
+Rules:
+ * Every default stands here, with its unit in its name; `config/agent.toml` shows each of them.
+ * An unknown key is an error, and all faults of a file are told at once.
+ * No environment variables but those of systemd: keys and certificates are paths to files, and a
+   name without a folder is looked for among systemd's credentials first.
+ * Relative paths count from the folder of agent.toml.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+
+from agent.errors import ConfigError
+
+
+def _resolve(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be the path of a file or folder")
+    return (info.context or {}).get("folder", Path()) / value
+
+
+_File = Annotated[Path, BeforeValidator(_resolve)]
+_Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Vehicle(_Section):
+    """Who this vehicle is to the cloud."""
+
+    id: _Id
+    """Pseudonym: the policy's `aud` and the topic level. Never the VIN."""
+    trust: _File
+    """Keys that may sign policies, docs/policy.md."""
+    catalogue: _File | None = None
+    """Default: the catalogue that we ship."""
+
+
+class State(_Section):
+    """Where what must survive a power cut lies."""
+
+    directory: _File = Path("/var/lib/consentry")
+
+
+class Keys(_Section):
+    """The device's own key."""
+
+    device: _File = Path("/etc/consentry/device.jwk")
+
+
+class Bus(_Section):
+    """One CAN bus: where frames come from and what they mean."""
+
+    name: _Id
+    interface: str = "socketcan"
+    """A python-can interface name."""
+    channel: str
+    dbc: Annotated[tuple[_File, ...], Field(strict=False)]
+    mapping: _File
+    options: dict[str, str | int | float | bool] = {}
+    """Handed to python-can as they are."""
+
+
+class Batch(_Section):
+    """When samples of one grant are sealed together."""
+
+    max_age_s: _Seconds = 60.0
+    max_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+
+
+class Uplink(_Section):
+    """The MQTT broker. TLS always, but to loopback when `plaintext_loopback` says so."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8883
+    ca: _File | None = None
+    certificate: _File | None = None
+    private_key: _File | None = None
+    keepalive_s: Annotated[int, Field(ge=5, le=3_600)] = 30
+    window: Annotated[int, Field(ge=1, le=1_000)] = 20
+    """Most publishes without an answer; the broker's Receive Maximum lowers it."""
+    min_backoff_s: _Seconds = 1.0
+    max_backoff_s: _Seconds = 300.0
+    allow_tls_1_2: bool = False
+    plaintext_loopback: bool = False
+
+
+class Log(_Section):
+    """What goes to stderr, where journald keeps it."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(_Section):
+    """All of agent.toml."""
+
+    vehicle: Vehicle
+    bus: Annotated[tuple[Bus, ...], Field(strict=False)]
+    uplink: Uplink
+    state: State = State()
+    keys: Keys = Keys()
+    batch: Batch = Batch()
+    log: Log = Log()
+
+
+def load_config(path: Path) -> Config:
+    """Return the configuration in a file, with its paths made absolute.
+
+    Raises:
+        ConfigError: Not there, not TOML, or wrong; all faults are named at once.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(
+            f"the configuration {path} is not there",
+            hint="copy the commented config/agent.toml and name it with --config",
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"the configuration {path} cannot be read") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: {exc}", hint="the file is TOML 1.0") from exc
+    try:
+        config = Config.model_validate(raw, context={"folder": path.resolve().parent})
+    except ValidationError as exc:
+        faults = "; ".join(_told(fault) for fault in exc.errors(include_url=False))
+        raise ConfigError(
+            f"{path.name}: {faults}", hint="config/agent.toml shows every key with its default"
+        ) from exc
+    names = [bus.name for bus in config.bus]
+    if not names or not all(bus.dbc for bus in config.bus):
+        raise ConfigError(
+            f"{path.name}: there must be a [[bus]] with at least one file in its dbc",
+            hint="config/agent.toml shows one",
+        )
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{path.name}: two buses have one name", hint="give each its own name")
+    return config
+
+
+def _told(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{place}: there is no such key"
+    return f"{place}: {fault['msg']}"

@@ -1,0 +1,257 @@
+"""The daemon: wires the three lanes, keeps watch over them, ends them in order.
+
+    readers -> capture lane -> agent lane <-> network lane -> broker
+
+Rules:
+ * Building (`build`) reads every file and opens nothing but the store; it is what `check` runs.
+ * If a lane dies the process ends with a failure, and systemd starts it again under the policy on
+   disk.
+ * SIGTERM and SIGINT close the open batches, seal and store them, then end; nothing waits for the
+   broker, the spool does.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from agent.config import Config
+from agent.control import Agent, Batches, Consent
+from agent.core.admission import Admission
+from agent.core.binding import Binding, bind, merge
+from agent.core.catalogue import Catalogue
+from agent.core.cose import DeviceKey
+from agent.core.jws import Trust
+from agent.core.model import NS_PER_S, Batch
+from agent.core.pipeline import Pipeline
+from agent.edge.capture import Capture
+from agent.edge.files import load_catalogue, load_dbc, load_mapping, load_trust
+from agent.edge.keys import client_tls, load_device_key
+from agent.edge.pycan import PyCanReader
+from agent.edge.store import Store
+from agent.edge.uplink import Uplink, UplinkConfig, UplinkEvent
+from agent.errors import AgentError, ConfigError
+from agent.resources import shipped
+
+Clock = Callable[[], int]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the files of a configuration amount to.
+
+    Attributes:
+        warnings: Sentences for the user: repairs of DBC files, unusable mapping entries.
+    """
+
+    catalogue: Catalogue
+    binding: Binding
+    named_buses: tuple[str, ...]
+    trust: Trust
+    device: DeviceKey
+    uplink: UplinkConfig
+    warnings: tuple[str, ...]
+
+
+def load_parts(config: Config) -> Parts:
+    """Read every file that the configuration names.
+
+    Raises:
+        AgentError: The first file that cannot be used.
+    """
+    catalogue = load_catalogue(config.vehicle.catalogue or shipped("config/catalogue.json"))
+    bindings: list[Binding] = []
+    repairs: list[str] = []
+    for bus in config.bus:
+        dbcs = [load_dbc(path) for path in bus.dbc]
+        repairs += [f"{dbc.name}: {line}" for dbc in dbcs for line in dbc.told()]
+        bindings.append(bind(load_mapping(bus.mapping), dbcs, catalogue, bus=bus.name))
+    binding = merge(bindings)
+    device = load_device_key(config.keys.device)
+    return Parts(
+        catalogue=catalogue,
+        binding=binding,
+        named_buses=tuple(bus.name for bus in config.bus),
+        trust=load_trust(config.vehicle.trust),
+        device=device,
+        uplink=_uplink_config(config),
+        warnings=tuple(dict.fromkeys([*repairs, *binding.warnings])),
+    )
+
+
+class Daemon:
+    """The three lanes of one vehicle. A context manager: leaving it ends them in order."""
+
+    def __init__(self, config: Config, parts: Parts, *, clock: Clock = time.time_ns) -> None:
+        """Open the store and build the lanes; `start` begins.
+
+        Args:
+            config: The configuration.
+            parts: Its files, from `load_parts`.
+            clock: ns since the epoch; the frames' times must be on the same clock.
+
+        Raises:
+            StoreError: The state directory cannot be used.
+        """
+        self._store = Store.open(config.state.directory)
+        self._clock = clock
+        consent = Consent(
+            self._store,
+            vehicle=config.vehicle.id,
+            catalogue=parts.catalogue,
+            trust=parts.trust,
+            binding=parts.binding,
+            named_buses=parts.named_buses,
+        )
+        pipeline = Pipeline(
+            max_age_ns=int(config.batch.max_age_s * NS_PER_S),
+            max_samples=config.batch.max_samples,
+            once_taken=self._store.once_taken(),
+        )
+        self.capture = Capture(pipeline, on_batches=self._on_batches, clock=clock)
+        self.uplink = Uplink(parts.uplink, on_event=self._on_event)
+        self.agent = Agent(
+            vehicle=config.vehicle.id,
+            device=parts.device,
+            store=self._store,
+            consent=consent,
+            uplink=self.uplink,
+            swap=self.capture.swap,
+            clock=clock,
+        )
+        self._readers = [
+            PyCanReader(
+                bus.name,
+                interface=bus.interface,
+                channel=bus.channel,
+                options=bus.options,
+                sink=self.capture.put,
+            )
+            for bus in config.bus
+        ]
+        if self._store.set_aside is not None:
+            _log.error("state was corrupt", extra={"set_aside": self._store.set_aside.name})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def install(self, token: bytes) -> Admission:
+        """Apply a signed policy from a file before the lanes start."""
+        return self.agent.install(token)
+
+    def start(self) -> None:
+        """Take up the policy on disk, then start network, capture and readers."""
+        self.agent.restore()
+        self.uplink.start()
+        self.capture.start()
+        for reader in self._readers:
+            reader.start()
+
+    def run(self, stop: threading.Event) -> None:
+        """Be the agent lane until `stop` is set.
+
+        Raises:
+            AgentError: Another lane died; its traceback is in the log.
+        """
+        while not stop.is_set():
+            self.agent.turn()
+            dead = [lane for lane, alive in self._lanes() if not alive]
+            if dead:
+                raise AgentError(
+                    f"lane {', '.join(dead)} died",
+                    hint="the log above says why; systemd starts the agent again",
+                )
+
+    def wake(self) -> None:
+        """Let `run` look at its stop flag now."""
+        self.agent.post(None)
+
+    def close(self) -> None:
+        """End readers, capture, network; seal and store what was open. Twice is harmless."""
+        for reader in self._readers:
+            reader.close()
+        self.capture.close()
+        self.agent.finish()
+        self.uplink.close()
+        self._store.close()
+
+    def _lanes(self) -> list[tuple[str, bool]]:
+        return [
+            ("capture", self.capture.is_alive),
+            ("network", self.uplink.is_alive),
+            *((f"bus {reader.name}", reader.is_alive) for reader in self._readers),
+        ]
+
+    def _on_batches(self, batches: list[Batch]) -> None:
+        self.agent.post(Batches(batches))
+
+    def _on_event(self, event: UplinkEvent) -> None:
+        self.agent.post(event)
+
+
+def run(config: Config, *, first_policy: bytes | None = None) -> None:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Args:
+        config: The configuration.
+        first_policy: A signed policy to apply before anything starts, or None.
+
+    Raises:
+        AgentError: It could not start, or a lane died.
+    """
+    parts = load_parts(config)
+    for warning in parts.warnings:
+        _log.warning("check", extra={"finding": warning})
+    stop = threading.Event()
+    with Daemon(config, parts) as daemon:
+        if first_policy is not None:
+            daemon.install(first_policy)
+
+        def end(signum: int, _: object) -> None:
+            _log.info("stopping", extra={"signal": signal.Signals(signum).name})
+            stop.set()
+            daemon.wake()
+
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, end)
+        daemon.start()
+        _log.info("running", extra={"vehicle": config.vehicle.id, "buses": len(config.bus)})
+        daemon.run(stop)
+
+
+def _uplink_config(config: Config) -> UplinkConfig:
+    uplink = config.uplink
+    tls = None
+    if not uplink.plaintext_loopback:
+        if uplink.ca is None or uplink.certificate is None or uplink.private_key is None:
+            raise ConfigError(
+                "uplink: ca, certificate and private_key are needed for TLS",
+                hint="name the three files; plaintext is for loopback only, with "
+                "plaintext_loopback = true",
+            )
+        tls = client_tls(
+            ca=uplink.ca,
+            certificate=uplink.certificate,
+            private_key=uplink.private_key,
+            allow_tls_1_2=uplink.allow_tls_1_2,
+        )
+    return UplinkConfig(
+        host=uplink.host,
+        port=uplink.port,
+        vehicle=config.vehicle.id,
+        client_id=config.vehicle.id,
+        tls=tls,
+        keepalive_s=uplink.keepalive_s,
+        window=uplink.window,
+        min_backoff_s=uplink.min_backoff_s,
+        max_backoff_s=uplink.max_backoff_s,
+        plaintext_loopback=uplink.plaintext_loopback,
+    )

@@ -1,0 +1,130 @@
+"""A CAN bus through python-can: every adapter that it knows, by configuration only.
+
+Rules:
+ * One reader thread per bus; it hands over chunks of frames, as many as lay waiting.
+ * It never sends: there is no call that writes to the bus in this module.
+ * python-can's time is float seconds; it is rounded to whole µs here and goes no further.
+ * A bus that cannot be opened or read is tried again with growing pauses; frames that python-can
+   could not give are counted by the adapter, reconnections by us.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+import can
+
+from agent.core.model import CAN_EFF_FLAG, CAN_ERR_FLAG, CAN_RTR_FLAG, NS_PER_US, Frame
+from agent.errors import BusError
+
+CHUNK = 256  # Frames handed over at once; bounds the time until a new plan is looked at.
+POLL_S = 0.5  # How long a silent bus is waited for before the stop flag is looked at.
+MIN_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+def open_bus(
+    interface: str, channel: str, options: Mapping[str, str | int | float | bool]
+) -> can.BusABC:
+    """Open a python-can bus.
+
+    Raises:
+        BusError: The interface is unknown or the adapter is not there.
+    """
+    try:
+        return can.Bus(channel=channel, interface=interface, **options)  # type: ignore[arg-type] # adapters define their own
+    except (can.CanError, OSError, ValueError, ImportError, TypeError) as exc:
+        raise BusError(
+            f"the bus {channel} ({interface}) cannot be opened: {exc}",
+            hint="check interface, channel and options in agent.toml, and that the adapter is up",
+        ) from exc
+
+
+class PyCanReader:
+    """Reads one bus in a thread of its own until it is closed."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        interface: str,
+        channel: str,
+        options: Mapping[str, str | int | float | bool],
+        sink: Callable[[list[Frame]], None],
+    ) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            name: The bus's name in frames.
+            interface: python-can's name of the adapter kind.
+            channel: The adapter's channel.
+            options: Handed to python-can as they are.
+            sink: Gets every chunk, in this reader's thread.
+        """
+        self.name = name
+        self.reconnects = 0
+        self._open = lambda: open_bus(interface, channel, options)
+        self._sink = sink
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin reading; the bus is opened in the reader's thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop reading and give the adapter back. Harmless when called twice."""
+        self._stop.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=POLL_S * 4)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the reader's thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause_s = MIN_PAUSE_S
+        try:
+            while not self._stop.is_set():
+                try:
+                    with self._open() as bus:
+                        pause_s = MIN_PAUSE_S
+                        self._read(bus)
+                except (BusError, can.CanError, OSError) as exc:
+                    _log.warning(
+                        "bus lost", extra={"bus": self.name, "error": str(exc), "retry_s": pause_s}
+                    )
+                    self.reconnects += 1
+                    self._stop.wait(pause_s)
+                    pause_s = min(pause_s * 2, MAX_PAUSE_S)
+        except Exception as exc:
+            # The thread's top: the daemon sees the dead lane and ends the process.
+            self.failure = exc
+            _log.exception("bus reader died", extra={"bus": self.name})
+
+    def _read(self, bus: can.BusABC) -> None:
+        while not self._stop.is_set():
+            message = bus.recv(timeout=POLL_S)
+            chunk: list[Frame] = []
+            while message is not None:
+                chunk.append(_frame(message, self.name))
+                if len(chunk) >= CHUNK:
+                    break
+                message = bus.recv(timeout=0)
+            if chunk:
+                self._sink(chunk)
+
+
+def _frame(message: can.Message, bus: str) -> Frame:
+    can_id = message.arbitration_id
+    if message.is_extended_id:
+        can_id |= CAN_EFF_FLAG
+    if message.is_remote_frame:
+        can_id |= CAN_RTR_FLAG
+    if message.is_error_frame:
+        can_id |= CAN_ERR_FLAG
+    return round(message.timestamp * 1e6) * NS_PER_US, bus, can_id, bytes(message.data or b"")

@@ -1,0 +1,45 @@
+"""Log lines on stderr: an event, then its facts as key=value.
+
+Rules:
+ * Events, not prose: `log.info("policy applied", extra={"version": 7})`.
+ * Never per frame, never a signal value, a position, a VIN or a key.
+ * journald adds time and unit; a terminal gets the time from us.
+"""
+
+import logging
+import sys
+from typing import Final
+
+_STANDARD: Final = frozenset(
+    logging.LogRecord("", 0, "", 0, "", None, None).__dict__ | {"message": "", "asctime": ""}
+)
+
+
+class _EventFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        line = f"{record.levelname.lower()}: {record.getMessage()}"
+        for key, value in facts.items():
+            text = str(value)
+            line += f" {key}={text if text and ' ' not in text else repr(text)}"
+        if sys.stderr.isatty():
+            line = f"{self.formatTime(record, '%H:%M:%S')} {line}"
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}"
+        return line
+
+
+def start_logging(level: str) -> None:
+    """Send the log to stderr.
+
+    Args:
+        level: debug, info, warning or error.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_EventFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Libraries speak of frames and packets at their lower levels.
+    for noisy in ("can", "paho", "cantools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
