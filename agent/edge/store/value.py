@@ -1,0 +1,91 @@
+"""The values that go into the store and come out of it.
+
+Rules:
+ * Times are ns since the epoch, given by the caller: the store has no clock.
+ * A grant is pending, active or paused while it is live; revoked or expired for good after that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+GrantState = Literal["active", "paused", "pending"]
+EndState = Literal["revoked", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPolicy:
+    """The policy in force: its exact bytes and what the next one is held against.
+
+    Attributes:
+        payload_sha256: Of the decoded payload of `jws`, 32 bytes.
+        catalogue_sha256: Of the catalogue it was applied with, 32 bytes.
+        applied_ns: When it was applied.
+    """
+
+    jws: bytes
+    epoch: int
+    ver: int
+    payload_sha256: bytes
+    catalogue_sha256: bytes
+    applied_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveGrant:
+    """A grant that has not ended. Only an active one takes envelopes and gives them out."""
+
+    grant_id: str
+    rev: int
+    state: GrantState = "active"
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A grant that has ended, for good."""
+
+    grant_id: str
+    state: EndState
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How much lies, or lay, in the spool."""
+
+    envelopes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What a change of consent did to the spool.
+
+    Attributes:
+        erased: Per grant what was erased; a grant of which nothing lay there is absent.
+        not_revived: Grants that were to be live but have a tombstone: they stay ended.
+        scrubbed: Whether the bytes are gone from the whole directory. If not (the disk is full or
+            failing), the change is in force all the same, and `Store.scrub` is to be called again.
+    """
+
+    erased: Mapping[str, Tally] = field(default_factory=dict)
+    not_revived: tuple[str, ...] = ()
+    scrubbed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolRow:
+    """One envelope that waits for delivery.
+
+    Attributes:
+        row_id: Names the row for good; no later row gets the same.
+        n: The envelope's number in its grant, from 1 without holes.
+        expires_ns: When it is erased undelivered.
+    """
+
+    row_id: int
+    grant_id: str
+    rev: int
+    n: int
+    recipient: str
+    envelope: bytes
+    expires_ns: int
