@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.core.catalogue import ScopeClass
 from agent.core.constraint import Constraints, parse_constraints
 from agent.errors import PolicyRejected
 from tests.policydoc import catalogue
@@ -79,6 +80,15 @@ def test_precise_lifts_the_default_grid_and_leaves_the_interval() -> None:
 
     assert (constraints.grid_deg, constraints.precise) == (None, True)
     assert constraints.min_interval_ns == 60_000_000_000
+
+
+def test_a_class_whose_ceiling_does_not_say_precise_keeps_its_grid() -> None:
+    home = ScopeClass("home", grantable=True, defaults={"grid_deg": 0.1}, ceilings={})
+
+    with pytest.raises(PolicyRejected, match="precise true is looser than the ceiling") as info:
+        parse_constraints({"precise": True}, home, grant_id="g", scope="s")
+
+    assert info.value.reason == "ceiling"
 
 
 def test_not_precise_keeps_the_grid() -> None:

@@ -116,6 +116,16 @@ def test_the_kid_pins_the_key() -> None:
     assert info.value.reason == "signature"
 
 
+@pytest.mark.parametrize("length", [0, 63, 65])
+@pytest.mark.parametrize("alg", ALGS)
+def test_a_signature_of_another_length_is_refused_by_its_length(alg: str, length: int) -> None:
+    signed, _, _ = by_pyjwt(alg).rpartition(".")
+    signature = base64.urlsafe_b64encode(bytes(length)).rstrip(b"=").decode()
+
+    with pytest.raises(BadSignature, match=f"is {length} bytes long, expected 64"):
+        verify_policy_jws(f"{signed}.{signature}".encode(), trust())
+
+
 def test_an_unsigned_policy_is_told_apart_with_advice() -> None:
     for data in (PAYLOAD, b"\n  " + PAYLOAD):
         with pytest.raises(PolicyRejected, match="plain JSON, expected a signed one") as info:
