@@ -21,7 +21,6 @@ from bokeh.models import (
     BasicTickFormatter,
     BoxZoomTool,
     ColumnDataSource,
-    GlyphRenderer,
     HoverTool,
     Model,
     PanTool,
@@ -31,6 +30,7 @@ from bokeh.models import (
     SaveTool,
     WheelZoomTool,
 )
+from bokeh.models.renderers import DataRenderer, GlyphRenderer
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
@@ -144,7 +144,7 @@ def _figure(panel: Panel, shared: Range1d) -> figure:
         toolbar_location="right",
         tools=[],
     )
-    hovered = [_line(fig, panel, line, texts) for line in panel.lines]
+    hovered: list[DataRenderer] = [_line(fig, panel, line, texts) for line in panel.lines]
     wheel = WheelZoomTool(dimensions="width", modifiers={"ctrl": True})
     fig.add_tools(
         box := BoxZoomTool(dimensions="width"),
@@ -154,7 +154,7 @@ def _figure(panel: Panel, shared: Range1d) -> figure:
         SaveTool(),
         HoverTool(
             renderers=hovered,
-            tooltips=[("time", "@t{%F %H:%M:%S.%3N} UTC"), ("value", "@shown"), ("for", "@who")],
+            tooltips=[("time", "@t{%F %H:%M:%S.%3N} UTC"), ("value", "@shown"), ("for", "$name")],
             formatters={"@t": "datetime"},
             mode="vline" if len(panel.lines) > 1 else "mouse",
         ),
@@ -170,7 +170,7 @@ def _figure(panel: Panel, shared: Range1d) -> figure:
 
 def _line(
     fig: figure, panel: Panel, line: Line, texts: dict[str, int] | None
-) -> GlyphRenderer[Any]:
+) -> "GlyphRenderer[Any]":
     numbers = [float(_number(value, texts)) for value in line.values]
     kept = decimate(numbers, MAX_POINTS)
     unit = f" {panel.unit}" if panel.unit else ""
@@ -179,10 +179,9 @@ def _line(
             "t": np.asarray([line.times_ms[index] for index in kept], dtype=float),
             "y": np.asarray([numbers[index] for index in kept], dtype=float),
             "shown": [f"{_shown(line.values[index])}{unit}" for index in kept],
-            "who": [line.name] * len(kept),
         }
     )
-    look = {"source": source, "color": line.colour}
+    look: dict[str, Any] = {"source": source, "color": line.colour, "name": line.name}
     drawn: GlyphRenderer[Any] = (
         fig.line("t", "y", line_width=1.5, **look)
         if texts is None

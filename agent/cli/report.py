@@ -177,11 +177,11 @@ def _facts(found: dict[str, dict[str, _Series]], rows: Sequence[PathReport]) -> 
     if not found:
         return f"No sample would leave. {_many(blocked, 'path')} blocked."
     every = [series for grants in found.values() for series in grants.values()]
-    count = sum(len(series.values) for series in every)
+    count = _many(sum(len(series.values) for series in every), "sample")
     times = [t for series in every for t in (min(series.times_ms), max(series.times_ms))]
-    recipients = len({series.recipient for series in every})
+    recipients = _many(len({series.recipient for series in every}), "recipient")
     return escape(
-        f"{_many(count, 'sample')} of {_many(len(found), 'path')} to {_many(recipients, 'recipient')}, "
+        f"{count} of {_many(len(found), 'path')} to {recipients}, "
         f"{_instant(min(times))} to {_instant(max(times))}. {_many(blocked, 'path')} blocked."
     )
 
