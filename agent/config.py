@@ -134,21 +134,35 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"the configuration {path} cannot be read") from exc
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: {exc}", hint="the file is TOML 1.0") from exc
+    return parse_config(raw, path.resolve().parent, name=path.name)
+
+
+def parse_config(raw: dict[str, Any], folder: Path, *, name: str = "agent.toml") -> Config:
+    """Return the configuration in a parsed TOML document.
+
+    Args:
+        raw: The document.
+        folder: Where relative paths count from.
+        name: The file's name, for messages.
+
+    Raises:
+        ConfigError: All faults at once.
+    """
     try:
-        config = Config.model_validate(raw, context={"folder": path.resolve().parent})
+        config = Config.model_validate(raw, context={"folder": folder})
     except ValidationError as exc:
         faults = "; ".join(_told(fault) for fault in exc.errors(include_url=False))
         raise ConfigError(
-            f"{path.name}: {faults}", hint="config/agent.toml shows every key with its default"
+            f"{name}: {faults}", hint="config/agent.toml shows every key with its default"
         ) from exc
     names = [bus.name for bus in config.bus]
     if not names or not all(bus.dbc for bus in config.bus):
         raise ConfigError(
-            f"{path.name}: there must be a [[bus]] with at least one file in its dbc",
+            f"{name}: there must be a [[bus]] with at least one file in its dbc",
             hint="config/agent.toml shows one",
         )
     if len(set(names)) != len(names):
-        raise ConfigError(f"{path.name}: two buses have one name", hint="give each its own name")
+        raise ConfigError(f"{name}: two buses have one name", hint="give each its own name")
     return config
 
 

@@ -27,6 +27,7 @@ from agent.core.cose import DeviceKey
 from agent.core.jws import Trust
 from agent.core.model import NS_PER_S, Batch
 from agent.core.pipeline import Pipeline
+from agent.core.plan import Plan
 from agent.edge.capture import Capture
 from agent.edge.files import load_catalogue, load_dbc, load_mapping, load_trust
 from agent.edge.keys import client_tls, load_device_key
@@ -100,7 +101,8 @@ class Daemon:
         """
         self._store = Store.open(config.state.directory)
         self._clock = clock
-        consent = Consent(
+        self._binding = parts.binding
+        self._consent = Consent(
             self._store,
             vehicle=config.vehicle.id,
             catalogue=parts.catalogue,
@@ -119,7 +121,7 @@ class Daemon:
             vehicle=config.vehicle.id,
             device=parts.device,
             store=self._store,
-            consent=consent,
+            consent=self._consent,
             uplink=self.uplink,
             swap=self.capture.swap,
             clock=clock,
@@ -142,6 +144,16 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force."""
+        return self._consent.plan
+
+    @property
+    def binding(self) -> Binding:
+        """What the vehicle can give."""
+        return self._binding
 
     def install(self, token: bytes) -> Admission:
         """Apply a signed policy from a file before the lanes start."""

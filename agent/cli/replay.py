@@ -214,11 +214,10 @@ def _progress() -> Iterator[Callable[[float], None]]:
 
 
 def _summary(rows: list[PathReport], recording: Recording) -> dict[str, object]:
-    report = recording.report
     return {
-        "frames": report.frames,
-        "broken_lines": report.broken,
-        "absolute_time": report.absolute_time,
+        "frames": sum(report.frames for report in recording.reports),
+        "broken_lines": sum(report.broken for report in recording.reports),
+        "absolute_time": recording.absolute_time,
         "samples": sum(row.taken for row in rows),
         "paths": [asdict(row) for row in rows],
     }
@@ -226,8 +225,8 @@ def _summary(rows: list[PathReport], recording: Recording) -> dict[str, object]:
 
 def _write_summary(file: IO[str], rows: list[PathReport], recording: Recording) -> None:
     """Write the table for a person: per path what was taken, thinned and blocked, and why."""
-    report = recording.report
-    file.write(f"{report.frames} frames, {sum(row.taken for row in rows)} samples\n\n")
+    frames = sum(report.frames for report in recording.reports)
+    file.write(f"{frames} frames, {sum(row.taken for row in rows)} samples\n\n")
     lines = [("path", "recipient", "grant", "taken", "thinned", "dropped", "blocked", "why")]
     for row in sorted(rows, key=lambda row: (row.grant_id is None, row.path)):
         why = [f"{count} {reason}" for reason, count in sorted(row.dropped.items())]
@@ -254,18 +253,24 @@ def _write_summary(file: IO[str], rows: list[PathReport], recording: Recording) 
 
 def _end(recording: Recording, rows: list[PathReport], form: str) -> int:
     """Say what a person should know about the run and return the exit status."""
-    report = recording.report
-    if not report.absolute_time:
+    if not recording.absolute_time:
         note("the log has no absolute time: it counts from 0, and so do nbf and exp against it")
     if form != "summary":
+        frames = sum(report.frames for report in recording.reports)
         taken, blocked = sum(row.taken for row in rows), sum(bool(row.blocked) for row in rows)
-        note(f"{report.frames} frames, {taken} samples, {blocked} paths blocked (--format summary)")
-    if report.broken:
-        first = report.first_broken
+        note(f"{frames} frames, {taken} samples, {blocked} paths blocked (--format summary)")
+    for report in recording.reports:
+        for line in report.notes:
+            note(f"{report.file}: {line}")
+    broken = [report for report in recording.reports if report.broken]
+    if broken:
+        first = broken[0].first_broken[0]
+        place = f"{broken[0].file}:{first.line}" if first.line else broken[0].file
         return fail(
             AgentError(
-                f"{report.broken} lines could not be read, the first: {first}",
-                hint="the samples of all other lines are there; mend or cut the log there",
+                f"{place}: {first.reason} "
+                f"({sum(report.broken for report in broken)} places could not be read)",
+                hint="the samples of everything else are there; mend or cut the log there",
             )
         )
     return EXIT_OK

@@ -35,19 +35,17 @@ class DemoClock:
         self._start_ns = time.time_ns()
         self._start_mono_ns = time.monotonic_ns()
 
-    @property
-    def start_ns(self) -> int:
-        """When the clock began, ns since the epoch."""
-        return self._start_ns
-
     def __call__(self) -> int:
         """Return the demo's time, ns since the epoch."""
         return self._start_ns + int((time.monotonic_ns() - self._start_mono_ns) * self.speed)
 
-    def wait_until(self, t_ns: int, stop: threading.Event) -> bool:
+    def wait_until(self, t_ns: int, stop: threading.Event | None = None) -> bool:
         """Sleep until the clock shows `t_ns`; True when `stop` came first."""
-        left_ns = t_ns - self()
-        return stop.wait(left_ns / self.speed / NS_PER_S) if left_ns > 0 else stop.is_set()
+        left_s = (t_ns - self()) / self.speed / NS_PER_S
+        if stop is None:
+            time.sleep(max(0.0, left_s))
+            return False
+        return stop.wait(left_s) if left_s > 0 else stop.is_set()
 
 
 class Player:
@@ -59,6 +57,7 @@ class Player:
         *,
         channel: str,
         clock: DemoClock,
+        start_ns: int,
         duration_s: float,
     ) -> None:
         """Prepare; `start` begins.
@@ -67,11 +66,13 @@ class Player:
             logs: One recording.
             channel: Of python-can's virtual bus.
             clock: The demo's.
+            start_ns: When the drive begins, on that clock.
             duration_s: How much of the recording is played, in its own time.
         """
         self._logs = logs
         self._channel = channel
         self._clock = clock
+        self._start_ns = start_ns
         self._duration_ns = int(duration_s * NS_PER_S)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="demo-player", daemon=True)
@@ -115,9 +116,9 @@ class Player:
                 passed_ns = t_ns - first_ns
                 if passed_ns > self._duration_ns:
                     return
-                if self._clock.wait_until(self._clock.start_ns + passed_ns, self._stop):
+                if self._clock.wait_until(self._start_ns + passed_ns, self._stop):
                     return
-                send(_message(self._clock.start_ns + passed_ns, can_id, data))
+                send(_message(self._start_ns + passed_ns, can_id, data))
                 self.sent += 1
 
 
@@ -128,7 +129,7 @@ def _message(t_ns: int, can_id: int, data: bytes) -> can.Message:
         is_extended_id=bool(can_id & CAN_EFF_FLAG),
         is_remote_frame=bool(can_id & CAN_RTR_FLAG),
         is_error_frame=bool(can_id & CAN_ERR_FLAG),
-        is_fd=len(data) > 8,  # noqa: PLR2004 - the longest classic payload
+        is_fd=len(data) > 8,
         data=data,
         check=False,
     )

@@ -1,8 +1,8 @@
 """Breaks one promise on purpose, so that a test can see the demo notice it.
 
-    purge   a copy of the spool stays in the state directory when consent ends
-    gate    the revocation is acknowledged, but nothing comes of it
-    seal    batches leave and rest as plaintext
+purge   a copy of the spool stays in the state directory when consent ends
+gate    the revocation is acknowledged, but nothing comes of it
+seal    batches leave and rest as plaintext
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def sabotaged(kind: str | None) -> Iterator[None]:
 
 def _keeps_a_copy(apply_policy: Callable[..., Purged]) -> Callable[..., Purged]:
     def broken(store: Store, *args: Any) -> Purged:
-        directory = store.directory
+        directory = store._db.directory  # noqa: SLF001 - sabotage
         for file in [*directory.iterdir()]:
             if file.is_file() and file.stat().st_size:
                 shutil.copyfile(file, directory / f"{file.name}.old")
