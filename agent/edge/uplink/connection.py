@@ -1,0 +1,330 @@
+"""One MQTT connection, from CONNECT to its end. Used by the network thread; `cut` by any.
+
+Rules:
+ * A paho client object lives as long as its connection. What paho still holds in RAM dies with it,
+   so nothing is retransmitted that the spool no longer offers.
+ * The socket is read and written in `step` only. `publish` and the others put packets into paho's
+   queue, which is why they are quick enough to be called under a lock.
+ * What our own callbacks raise comes out of `step`; what paho raises over the broker's bytes ends
+   the connection. paho by itself would let both kill its thread and say nothing.
+"""
+
+import select
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from agent.edge.uplink.value import UplinkConfig
+from agent.errors import UplinkError
+
+MAX_POLICY_BYTES = 64 * 1024  # Design: policy. A longer one is refused without being read.
+MAX_PACKET_BYTES = MAX_POLICY_BYTES + 4 * 1024  # Topic, properties, header.
+RECEIVE_MAXIMUM = 4  # Policies without our acknowledgement.
+TCP_TLS_TIMEOUT_S = 10.0
+JSON_TYPE = "application/json"
+
+
+class ConnectionEnded(UplinkError):  # noqa: N818 - an end is no error
+    """The connection is over, or did not come about."""
+
+
+class Connection:
+    """An MQTT 5 connection that its owner drives.
+
+    Attributes:
+        came_up: The broker took us and the subscription stood.
+        receive_maximum: Most QoS 1 publishes without an answer that the broker takes.
+    """
+
+    def __init__(  # noqa: PLR0913 - three callbacks, by keyword
+        self,
+        config: UplinkConfig,
+        *,
+        topic: str,
+        will: tuple[str, bytes],
+        on_up: Callable[[], None],
+        on_message: Callable[[int, bytes], None],
+        on_puback: Callable[[int, int], None],
+    ) -> None:
+        """Prepare a connection; `open` begins it.
+
+        Args:
+            config: Where to and as whom.
+            topic: The only subscription.
+            will: Topic and payload that the broker publishes, retained, when we are gone.
+            on_up: Called once in `step` when the subscription stands.
+            on_message: Called in `step` with (mid, payload) of each message on `topic`.
+            on_puback: Called in `step` with (mid, reason code) of each answered publish.
+        """
+        self.came_up = False
+        self.receive_maximum = 65_535  # MQTT 5 section 3.2.2.3.3: where the broker names none.
+        self._config = config
+        self._topic = topic
+        self._callbacks = (on_up, on_message, on_puback)
+        self._max_packet = 268_435_455  # MQTT 5 section 2.1.4: the longest there is.
+        self._ended: str | None = None
+        self._fault: Exception | None = None
+        self._switch: socket.socket | None = None
+        self._unacknowledged: set[int] = set()
+        self._retain_handling = 0
+        self._client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id,
+            protocol=MQTTProtocolVersion.MQTTv5,
+            manual_ack=True,
+            reconnect_on_failure=False,
+        )
+        self._client.max_inflight_messages_set(0)  # No limit of its own: the window is the lane's.
+        self._client.connect_timeout = TCP_TLS_TIMEOUT_S
+        if config.tls is not None:
+            self._client.tls_set_context(config.tls)
+        about_will = _properties(PacketTypes.WILLMESSAGE)
+        about_will.ContentType = JSON_TYPE
+        self._client.will_set(*will, qos=1, retain=True, properties=about_will)
+        self._client.on_connect = self._guard(self._on_connect)
+        self._client.on_subscribe = self._guard(self._on_subscribe)
+        self._client.on_disconnect = self._guard(self._on_disconnect)
+        self._client.on_message = self._guard(self._on_message)
+        self._client.on_publish = self._guard(self._on_publish)
+        # Being there, it keeps paho from writing to the socket inside publish().
+        self._client.on_socket_register_write = lambda *_: None
+
+    def open(self, *, retained_again: bool) -> None:
+        """Connect and queue CONNECT; blocks for the name, TCP and TLS.
+
+        Args:
+            retained_again: Ask for the retained policy although the session stands.
+
+        Raises:
+            ConnectionEnded: No connection, or TLS failed.
+        """
+        self._retain_handling = 0 if retained_again else 1
+        connect = _properties(PacketTypes.CONNECT)
+        connect.SessionExpiryInterval = self._config.session_expiry_s
+        connect.MaximumPacketSize = MAX_PACKET_BYTES
+        connect.ReceiveMaximum = RECEIVE_MAXIMUM
+        try:
+            self._client.connect(
+                self._config.host,
+                self._config.port,
+                keepalive=self._config.keepalive_s,
+                clean_start=False,  # Also the first time, or some brokers keep no session.
+                properties=connect,
+            )
+        except (OSError, UnicodeError) as exc:
+            raise ConnectionEnded(self._no_connection(exc)) from exc
+        self._switch = _second_handle(self._socket())
+
+    def step(self, wake_fd: int, timeout_s: float) -> None:
+        """Wait for the socket or `wake_fd`, at most `timeout_s`, and do what there is to do.
+
+        Raises:
+            ConnectionEnded: With the reason.
+            Exception: What one of our callbacks raised.
+        """
+        sock = self._socket()
+        poll = select.poll()
+        poll.register(wake_fd, select.POLLIN)
+        poll.register(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
+        # Bytes that TLS has decrypted already do not show in poll.
+        buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        ready = dict(poll.poll(0 if buffered else timeout_s * 1000))
+        try:
+            if buffered or ready.get(sock.fileno(), 0) & ~select.POLLOUT:
+                self._client.loop_read()
+                self._check_incoming()
+            if self._client.want_write():
+                self._client.loop_write()
+            self._client.loop_misc()
+        except Exception as exc:  # noqa: BLE001 - paho raises anything over bytes it did not expect
+            if self._fault is None:
+                self._ended = f"the broker breaks the protocol ({type(exc).__name__})"
+        if self._fault is not None:
+            raise self._fault
+        if self._ended is not None or self._client.socket() is None:
+            raise ConnectionEnded(self._ended or "the connection was lost")
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, **about: Any) -> int:
+        """Queue a message; return its mid.
+
+        Args:
+            topic: Complete topic.
+            payload: As it is sent.
+            qos: 0 or 1.
+            retain: Whether the broker keeps it for whoever subscribes later.
+            about: MQTT 5 properties, see `_publish_properties`.
+
+        Raises:
+            OverflowError: Longer than the broker takes.
+            ConnectionEnded: paho does not take it.
+        """
+        properties = _publish_properties(**about)
+        # 2 bytes each for the length of the topic and the mid, 5 for the fixed header.
+        size = 9 + len(topic.encode()) + _packed_size(properties) + len(payload)
+        if size > self._max_packet:
+            raise OverflowError
+        done = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
+        if done.rc is not MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise ConnectionEnded("the connection was lost")
+        return done.mid
+
+    def acknowledge(self, mid: int) -> None:
+        """Queue the PUBACK of a message."""
+        if mid in self._unacknowledged:
+            self._unacknowledged.discard(mid)
+            self._client.ack(mid, 1)
+
+    def leave(self) -> None:
+        """Queue DISCONNECT; the broker publishes our will (MQTT 5 section 3.14.2.1, code 0x04)."""
+        self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=0x04))
+
+    def cut(self) -> None:
+        """Stop all sending and receiving at once. Any thread.
+
+        Bytes that the kernel had taken before may still arrive.
+        """
+        if self._switch is not None:
+            _shut_down(self._switch)
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        switch, self._switch = self._switch, None
+        if switch is not None:
+            _shut_down(switch)
+            switch.close()
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
+    def _guard(self, callback: Callable[..., None]) -> Callable[..., None]:
+        def guarded(*arguments: Any) -> None:
+            try:
+                callback(*arguments)
+            except Exception as exc:
+                self._fault = exc
+                raise
+
+        return guarded
+
+    def _on_connect(
+        self, client: Client, _: Any, __: ConnectFlags, reason: ReasonCode, found: Properties
+    ) -> None:
+        if reason.is_failure:
+            self._ended = f"the broker refuses us: {reason}"
+            return
+        self.receive_maximum = getattr(found, "ReceiveMaximum", self.receive_maximum)
+        self._max_packet = getattr(found, "MaximumPacketSize", self._max_packet)
+        if getattr(found, "MaximumQoS", 1) < 1:
+            self._ended = "the broker takes QoS 0 only, expected QoS 1"
+            return
+        options = SubscribeOptions(qos=1, retainHandling=self._retain_handling)
+        client.subscribe(self._topic, options=options)
+
+    def _on_subscribe(
+        self, _: Client, __: Any, ___: int, reasons: list[ReasonCode], ____: Properties
+    ) -> None:
+        # Who cannot tell us that a grant has ended gets no envelope of it.
+        if not reasons or any(reason.is_failure for reason in reasons):
+            self._ended = f"the broker refuses the subscription to the policy: {reasons[0]}"
+            return
+        self.came_up = True
+        self._callbacks[0]()
+
+    def _on_disconnect(
+        self, _: Client, __: Any, flags: DisconnectFlags, reason: ReasonCode, ___: Properties
+    ) -> None:
+        if self._ended is None:
+            by_broker = flags.is_disconnect_packet_from_server
+            self._ended = (
+                f"the broker sent us away: {reason}" if by_broker else "the connection was lost"
+            )
+
+    def _on_message(self, client: Client, _: Any, message: MQTTMessage) -> None:
+        if message.qos != 1:
+            return  # Cannot be acknowledged once it is on disk; the platform publishes with QoS 1.
+        if message.topic != self._topic or not message.payload:
+            client.ack(message.mid, 1)  # Nobody's policy, or the retained one was removed.
+            return
+        self._unacknowledged.add(message.mid)
+        if len(self._unacknowledged) > RECEIVE_MAXIMUM:
+            self._ended = f"the broker sends more than {RECEIVE_MAXIMUM} policies at once"
+            return
+        self._callbacks[1](message.mid, bytes(message.payload))
+
+    def _on_publish(
+        self, _: Client, __: Any, mid: int, reason: ReasonCode, ___: Properties
+    ) -> None:
+        self._callbacks[2](mid, reason.value)
+
+    def _check_incoming(self) -> None:
+        # paho tells the broker our Maximum Packet Size but does not hold it to it, and would take
+        # 256 MiB into RAM.
+        size = self._client._in_packet["remaining_length"]  # noqa: SLF001 - no public way to see it
+        if size > MAX_PACKET_BYTES:
+            self._ended = f"the broker sends {size} bytes, expected at most {MAX_PACKET_BYTES}"
+
+    def _socket(self) -> socket.socket:
+        sock = self._client.socket()
+        if sock is None:
+            raise ConnectionEnded(self._ended or "the connection was lost")
+        assert isinstance(sock, socket.socket)
+        return sock
+
+    def _no_connection(self, exc: Exception) -> str:
+        place = f"{self._config.host}:{self._config.port}"
+        match exc:
+            case ssl.SSLCertVerificationError():
+                return f"the certificate of {place} was not accepted: {exc.verify_message}"
+            case ssl.SSLError():
+                return f"TLS with {place} failed: {exc.reason or type(exc).__name__}"
+            case socket.gaierror() | UnicodeError():
+                return f"the name {self._config.host} cannot be resolved"
+            case TimeoutError():
+                return f"{place} did not answer within {TCP_TLS_TIMEOUT_S:g} s"
+            case OSError():
+                return f"{place} cannot be reached: {exc.strerror or type(exc).__name__}"
+        raise exc
+
+
+def _publish_properties(
+    content_type: str, *, expiry_s: int | None = None, n: int | None = None
+) -> Properties:
+    properties = _properties(PacketTypes.PUBLISH)
+    properties.ContentType = content_type
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    if n is not None:
+        properties.UserProperty = ("n", str(n))
+    return properties
+
+
+def _properties(packet_type: int) -> Properties:
+    return Properties(packet_type)  # type: ignore[no-untyped-call] # paho leaves it without types
+
+
+def _packed_size(properties: Properties) -> int:
+    return len(properties.pack())  # type: ignore[no-untyped-call] # as above
+
+
+def _second_handle(sock: socket.socket) -> socket.socket:
+    """Return a socket of its own over the same connection, to shut down from another thread.
+
+    Closing and shutting down paho's own socket would race with its thread: between the two the
+    number of the descriptor may belong to another file.
+    """
+    return socket.socket(fileno=socket.dup(sock.fileno()))
+
+
+def _shut_down(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # The other end was faster.

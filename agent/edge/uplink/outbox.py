@@ -1,0 +1,165 @@
+"""What is on its way to the broker over one connection. Not thread-safe: the lane holds its lock.
+
+Rules:
+ * Acknowledgements of policies outlive a connection, everything else dies with it.
+ * What is small and waits for nobody (acks, status, health, PUBACKs) goes before envelopes.
+ * Unanswered publishes never exceed what the broker takes, envelopes never exceed the window, and
+   a backlog leaves at a limited rate.
+"""
+
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.core.model import NS_PER_S
+from agent.edge.uplink.connection import Connection
+from agent.edge.uplink.value import Delivered, PolicyToken, Refused, UplinkEvent
+
+HELD_S = 60.0  # How long a refused envelope is not offered again.
+MAX_ACKS = 8  # Acknowledgements kept until the broker has them; the oldest go first.
+PACKET_TOO_LARGE = 0x95  # MQTT 5 section 2.4
+NO_MATCHING_SUBSCRIBERS = 0x10
+FAILURE = 0x80  # Codes from here on.
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """A publish: where to, what, and the MQTT 5 properties about it."""
+
+    topic: str
+    payload: bytes
+    about: dict[str, Any]
+    qos: int = 1
+    retain: bool = False
+    row_id: int | None = None
+    grant_id: str | None = None
+    sent_ns: int = field(default=0, init=False)
+
+
+class Outbox:
+    """Controls, envelopes and unanswered publishes."""
+
+    def __init__(self, *, window: int, max_rate_per_s: float) -> None:
+        """Start empty.
+
+        Args:
+            window: Most envelopes without an answer.
+            max_rate_per_s: Most envelopes a second, after a first `window` of them.
+        """
+        self._window = window
+        self._rate = max_rate_per_s
+        self._credit = float(window)
+        self._credited_ns = 0
+        self._acks: deque[Message] = deque(maxlen=MAX_ACKS)
+        self._controls: deque[Message | PolicyToken] = deque()
+        self._rows: deque[Message] = deque()
+        self._sent: dict[int, Message] = {}  # mid -> publish without an answer
+        self._flying: set[int | None] = set()
+        self._held: dict[int, int] = {}  # row id -> until when, monotonic ns
+
+    def begin(self) -> None:
+        """Take up what outlives a connection."""
+        self._controls.extend(self._acks)
+
+    def forget(self) -> None:
+        """Give up what dies with a connection."""
+        for waiting in (self._controls, self._rows, self._sent, self._flying, self._held):
+            waiting.clear()
+
+    def room(self, receive_maximum: int, now_ns: int) -> int:
+        """Return how many more envelopes may be added."""
+        for row_id in [row_id for row_id, until_ns in self._held.items() if until_ns <= now_ns]:
+            del self._held[row_id]
+        busy = len(self._flying) + len(self._held)
+        return max(0, min(self._window, receive_maximum) - busy)
+
+    def busy_rows(self) -> frozenset[int]:
+        """Return the rows that are unanswered or were refused just before."""
+        flying = {row_id for row_id in self._flying if row_id is not None}
+        return frozenset(flying | self._held.keys())
+
+    def add_row(self, message: Message) -> None:
+        """Let an envelope wait for its turn."""
+        self._flying.add(message.row_id)
+        self._rows.append(message)
+
+    def drop_rows(self) -> None:
+        """Forget every envelope that waits for its turn."""
+        self._rows.clear()
+
+    def add_control(self, control: Message | PolicyToken) -> None:
+        """Let something small wait for its turn."""
+        self._controls.append(control)
+
+    def keep_ack(self, ack: Message) -> None:
+        """Remember an acknowledgement until it is answered."""
+        self._acks.append(ack)
+
+    def withdraw(self, grant_id: str) -> bool:
+        """Forget the waiting envelopes of a grant; return whether others are unanswered."""
+        for message in [message for message in self._rows if message.grant_id == grant_id]:
+            self._rows.remove(message)
+            self._flying.discard(message.row_id)
+        return any(message.grant_id == grant_id for message in self._sent.values())
+
+    def oldest_ns(self) -> int | None:
+        """Return when the publish that waits longest for its answer was handed over."""
+        return min((message.sent_ns for message in self._sent.values()), default=None)
+
+    def hand_over(self, connection: Connection, now_ns: int) -> tuple[float, list[UplinkEvent]]:
+        """Give a connection what it may send now.
+
+        Returns:
+            For how long nothing more may be sent for the rate's sake, in s, and what could not be
+            sent at all.
+        """
+        events: list[UplinkEvent] = []
+        while self._controls and len(self._sent) < connection.receive_maximum:
+            control = self._controls.popleft()
+            if isinstance(control, PolicyToken):
+                connection.acknowledge(control.mid)
+            else:
+                events += self._send(connection, control, now_ns)
+        earned = (now_ns - self._credited_ns) / NS_PER_S * self._rate
+        self._credit = min(float(self._window), self._credit + earned)
+        self._credited_ns = now_ns
+        while self._rows and len(self._sent) < connection.receive_maximum:
+            if self._credit < 1.0:
+                return (1.0 - self._credit) / self._rate, events
+            self._credit -= 1.0
+            events += self._send(connection, self._rows.popleft(), now_ns)
+        return float("inf"), events
+
+    def answered(self, mid: int, reason_code: int, now_ns: int) -> list[UplinkEvent]:
+        """Take note of an answer; return what is to be told."""
+        message = self._sent.pop(mid, None)
+        return [] if message is None else self._settle(message, reason_code, now_ns)
+
+    def _send(self, connection: Connection, message: Message, now_ns: int) -> list[UplinkEvent]:
+        try:
+            mid = connection.publish(
+                message.topic,
+                message.payload,
+                qos=message.qos,
+                retain=message.retain,
+                **message.about,
+            )
+        except OverflowError:
+            return self._settle(message, PACKET_TOO_LARGE, now_ns)
+        if message.qos:
+            message.sent_ns = now_ns
+            self._sent[mid] = message
+        return []
+
+    def _settle(self, message: Message, reason_code: int, now_ns: int) -> list[UplinkEvent]:
+        if message.row_id is None:
+            # Also when refused: what the broker does not take now it will not take later.
+            with suppress(ValueError):  # A status; or an ack that newer ones have pushed out.
+                self._acks.remove(message)
+            return []
+        self._flying.discard(message.row_id)
+        if reason_code < FAILURE:
+            return [Delivered(message.row_id, heard=reason_code != NO_MATCHING_SUBSCRIBERS)]
+        self._held[message.row_id] = now_ns + int(HELD_S * NS_PER_S)
+        return [Refused(message.row_id, reason_code)]
