@@ -168,6 +168,8 @@ class _Reader:
             if why is not None:
                 self._set_aside(signal.line, "lost-multiplexer", f"{name} {why}")
                 lost.add(name)
+            elif signal.multiplexer is not None:
+                self._check_ids(signal, signals[signal.multiplexer])
         return {name: signal for name, signal in signals.items() if name not in lost}
 
     def long_names(self, signals: dict[str, Signal]) -> dict[str, Signal]:
@@ -236,9 +238,6 @@ class _Reader:
         if parent is not None and name != only:
             own = [(int(marker[1:]),) * 2] if only and marker[1:] else []
             ids = merge_ranges([*own, *(ranges if stated == parent else ())])
-            if not ids:
-                what = f"{name} is marked {marker}, with no value of the multiplexer {parent}"
-                self._repair(line, "no-multiplexer", what, "never there")
             return replace(signal, multiplexer=parent, multiplexer_ids=ids)
         if not marker.endswith("M") and name in self._selectors:
             what = f"{name} is marked {marker} and not M, but SG_MUL_VAL_ entries name it"
@@ -251,6 +250,17 @@ class _Reader:
                 line, "no-multiplexer", f"{name} is marked {marker}, but {why}", "always there"
             )
         return signal
+
+    def _check_ids(self, signal: Signal, selector: Signal) -> None:
+        """Name a signal that no value of its multiplexer selects."""
+        ids = signal.multiplexer_ids
+        reach = 1 << selector.length - selector.is_signed
+        if not ids or ids[0][0] >= reach:
+            stated = f"at {ids[0][0]} of" if ids else "at no value of"
+            what = (
+                f"{signal.name} is there {stated} {selector.name}, whose values end below {reach}"
+            )
+            self._repair(signal.line, "unreached-id", what, "it is never there")
 
     def _repair(self, line: int, kind: str, what: str, outcome: str) -> None:
         self.repairs.append(Repair(line, kind, f"{what} in message {self._message}; {outcome}"))

@@ -44,6 +44,7 @@ _STRING = rf'"({_INSIDE})"'
 _NUMBER = r"[-+]?(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?"
 _ID = r"(\d{1,19})"
 _NAME = r'((?![\s:";])[^\s:";]++(?:[ \t]++[^\s:";]++)*?)'
+_WORD = r'([^\s:";]++)'
 _GAP = r"\s*+(?://[^\n]*+\s*+)*"
 # A semicolon may be forgotten where a statement can only be over.
 _END = rf"{_GAP}(?:;|(?={_KEYWORD})|\Z)"
@@ -71,7 +72,7 @@ _PATTERNS = {
     ],
     "SIG_VALTYPE_": [rf"\s++{_ID}\s++{_NAME}\s*+:?\s*+(\d)\b{_END}"],
     "SG_MUL_VAL_": [
-        rf"\s++{_ID}\s++{_NAME}\s++{_NAME}\s++((?:\d{{1,19}}\s*+-\s*+\d{{1,19}}[\s,]*+)+){_END}"
+        rf"\s++{_ID}\s++{_WORD}\s++{_WORD}\s++((?:\d{{1,19}}\s*+-\s*+\d{{1,19}}[\s,]*+)+){_END}"
     ],
     "BO_TX_BU_": [rf'\s++{_ID}\s*+:([^:;"]*+);'],
     "BA_DEF_": [
@@ -92,10 +93,12 @@ _STATEMENTS = {
     keyword: [re.compile(text) for text in _PATTERNS.get(keyword, [_UNTIL_SEMICOLON])]
     for keyword in _KEYWORDS
 }
+_TALK = ("CM_", "VAL_", "VAL_TABLE_", "BA_")  # They have texts.
 _HEAD = re.compile(r"[\s;]*+(?://[^\n]*+[\s;]*+)*(\w++)?")
 _UNREAD = re.compile(rf"(?s:.*?)(?:;[ \t]*+(?=\n|\Z)|(?=\n[ \t]*+{_KEYWORD})|\Z)")
+# Bounded: many keywords before one colon must not each look for it.
 _DECLARATION = re.compile(
-    r'(?<![\w"])(?:BO_\s++\d++\s++[^:"\n]++:\s*+\d|SG_\s++[^:"\n]++:\s*+\d++\s*+\|)'
+    r'(?<![\w"])(?:BO_\s++\d++\s++[^:"\n]{1,200}+:\s*+\d|SG_\s++[^:"\n]{1,200}+:\s*+\d++\s*+\|)'
 )
 PAIR = re.compile(rf"({_NUMBER}){_GAP}{_STRING}")
 
@@ -218,10 +221,11 @@ def _check_complete(text: str, statements: list[Statement], name: str) -> None:
         if found.start() in read:
             continue
         index = bisect_right(starts, found.start()) - 1
-        # Inside of a text or a `//` comment it is only talked about.
+        # Between statements it stands in a `//` comment; in a closed text it is talked about.
         if index >= 0 and found.start() < statements[index].end:
             around = statements[index]
-            if around.parts is None or around.keyword not in ("CM_", "VAL_", "BA_", "VAL_TABLE_"):
+            closed = around.keyword in _TALK and text[around.end - 1] == ";"
+            if around.parts is None or not closed:
                 raise DbcError(
                     f"{found[0].split()[0]} inside of a statement that cannot be read and began "
                     f"at line {around.line}",

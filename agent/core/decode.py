@@ -24,7 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agent.core.dbc import LITTLE_ENDIAN, Message, Signal
+from agent.core.dbc import Message, Signal
+from agent.core.dbcsignal import LITTLE_ENDIAN
 
 Raw = int | float | None
 
@@ -64,7 +65,7 @@ class Field:
         byte_order: `little_endian` or `big_endian`.
         is_signed: Two's complement.
         is_float: IEEE 754; `length` is 16, 32 or 64.
-        scale: Integers where scale and offset are both whole and the raw value is no float.
+        scale: An integer where scale and offset are both whole.
         offset: As `scale`.
         choices: Raw value to its name.
         unit: The DBC's, or None.
@@ -175,7 +176,7 @@ def compile_extract(fields: Sequence[Field]) -> Callable[[bytes], tuple[Raw, ...
 
 def _conversion(signal: Signal) -> tuple[int | float, int | float]:
     scale, offset = signal.scale, signal.offset
-    if not signal.is_float and float(scale).is_integer() and float(offset).is_integer():
+    if float(scale).is_integer() and float(offset).is_integer():
         return int(scale), int(offset)
     return scale, offset
 
