@@ -34,16 +34,24 @@ OnSample = Callable[[Take, int, Value], None]
 class _Track:
     """The state of one take: its sampler, its share of the open batch and what was dropped."""
 
-    __slots__ = ("batch", "drops", "sampler", "take", "taken", "times_ms", "values")
+    __slots__ = ("batch", "drops", "index", "sampler", "take", "taken", "times_ms", "values")
 
-    def __init__(self, take: Take, batch: "_OpenBatch") -> None:
+    def __init__(self, take: Take, batch: "_OpenBatch", index: int) -> None:
         self.take = take
+        self.index = index
         self.batch = batch
         self.sampler = Sampler(take.interval_ns, on_change=take.on_change, once=take.once)
         self.times_ms: list[int] = []
         self.values: list[Value] = []
         self.taken = 0
         self.drops: Counter[Drop] = Counter()
+
+    def rest(self) -> None:
+        """Forget every value but the last sample's, and keep the time rule's state."""
+        self.batch = _OpenBatch()
+        self.times_ms = []
+        self.values = []
+        self.sampler.drop_held()
 
 
 class _OpenBatch:
@@ -85,9 +93,14 @@ class Pipeline:
         self._once_taken = set(once_taken)
         self._on_sample = on_sample
         self._tracks: dict[tuple[str, str], _Track] = {}
+        # Tracks that no plan names at the moment: who comes back (after a pause, or in a log whose
+        # time runs backwards) must not begin anew and take a sample early.
+        self._rested: dict[tuple[str, str], _Track] = {}
         self._batches: dict[str, _OpenBatch] = {}
         self._closed: list[Batch] = []
-        self._waiting: list[tuple[int, int, _Track]] = []  # Heap of (due, order, track).
+        # Heap of (due, index of the take, order of entry, track): what is due at the same moment
+        # is taken in the order of the policy, as what comes in one frame is.
+        self._waiting: list[tuple[int, int, int, _Track]] = []
         self._order = 0
         self._gate: dict[str, dict[int, list[tuple[Tap, list[_Track]]] | None]] = {}
         self._plan = empty_plan()
@@ -105,18 +118,21 @@ class Pipeline:
             take = batch.tracks[0].take
             if (take.grant_id, take.rev) in kept:
                 self._close(batch)
-        before, self._tracks, self._batches = self._tracks, {}, {}
+        before, self._tracks, self._batches = self._rested | self._tracks, {}, {}
         self._waiting, self._gate, self._plan = [], {}, plan
-        for take in plan.takes:
+        for index, take in enumerate(plan.takes):
             batch = self._batches.setdefault(take.grant_id, _OpenBatch())
-            track = _Track(take, batch)
+            track = _Track(take, batch, index)
             batch.tracks.append(track)
             self._tracks[take.grant_id, take.path] = track
-            old = before.get((take.grant_id, take.path))
+            old = before.pop((take.grant_id, take.path), None)
             if old is not None:
                 self._go_on(track, old)
             elif take.once and (take.grant_id, take.path) in self._once_taken:
                 track.sampler.finish()
+        for track in before.values():
+            track.rest()
+        self._rested = before
 
     def feed(self, frames: Iterable[Frame]) -> None:
         """Take what the plan allows from these frames.
@@ -198,8 +214,7 @@ class Pipeline:
             if sampler.offer(t_ns, value):
                 self._append(track, t_ns, value)
             elif sampler.holds and not held:
-                self._order += 1
-                heapq.heappush(self._waiting, (sampler.due_ns, self._order, track))
+                self._wait(track)
 
     def _append(self, track: _Track, t_ns: int, value: Value) -> None:
         batch = track.batch
@@ -217,10 +232,14 @@ class Pipeline:
         if self._on_sample is not None:
             self._on_sample(track.take, t_ns, value)
 
+    def _wait(self, track: _Track) -> None:
+        self._order += 1
+        heapq.heappush(self._waiting, (track.sampler.due_ns, track.index, self._order, track))
+
     def _release(self, t_ns: int) -> None:
         """Take every held change that is due at `t_ns`, in the order of their times."""
         while self._waiting and self._waiting[0][0] <= t_ns:
-            due_ns, _, track = heapq.heappop(self._waiting)
+            due_ns, _, _, track = heapq.heappop(self._waiting)
             sampler = track.sampler
             # What went back to the last sample's value is not held any more.
             if sampler.holds and sampler.due_ns == due_ns:
@@ -256,8 +275,7 @@ class Pipeline:
         track.taken, track.drops = old.taken, old.drops
         sampler.go_on_after(before, keep_held=old.take == track.take)
         if sampler.holds:
-            self._order += 1
-            heapq.heappush(self._waiting, (sampler.due_ns, self._order, track))
+            self._wait(track)
 
 
 class TakeCounts:

@@ -11,6 +11,7 @@ Rules:
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from agent.core.binding import Binding, Bound
 from agent.core.catalogue import Catalogue
@@ -66,7 +67,7 @@ class Replay:
         self._named_buses = tuple(named_buses)
         self._plans: list[Plan] = []
         self._pipeline = Pipeline(on_sample=self._keep)
-        self._rows: list[tuple[int, int, int, Take, Value]] = []
+        self._rows: list[tuple[int, Take, Value]] = []
         self._counts: dict[tuple[str, str], TakeCounts] = {}
         self._takes: dict[tuple[str, str], Take] = {}
         self._skipped: dict[tuple[str, str], Skipped] = {}
@@ -107,8 +108,8 @@ class Replay:
 
     def samples(self) -> Iterator[Sample]:
         """Yield every sample in the order of (t, as taken)."""
-        self._rows.sort(key=lambda row: row[:3])
-        for t_ms, _, _, take, value in self._rows:
+        self._rows.sort(key=itemgetter(0))  # Stable: within a ms they stay as taken.
+        for t_ms, take, value in self._rows:
             yield Sample(
                 t_ns=t_ms * NS_PER_MS,
                 recipient=take.recipient,
@@ -138,7 +139,7 @@ class Replay:
         return rows
 
     def _keep(self, take: Take, t_ns: int, value: Value) -> None:
-        self._rows.append((t_ns // NS_PER_MS, t_ns, len(self._rows), take, value))
+        self._rows.append((t_ns // NS_PER_MS, take, value))
 
     def _plan_for(self, t_ns: int) -> None:
         """Put the plan in force that holds at a moment of the log."""
