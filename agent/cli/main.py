@@ -19,6 +19,7 @@ EXIT_OK = 0
 _COMMANDS = {
     "check": "Build everything that `run` would, start nothing.",
     "demo": "Show the main job on this machine: broker, agent, two recipients, a revocation.",
+    "keys": "Make keys for policies, devices and recipients.",
     "open": "Open envelopes with a recipient's key.",
     "policy": "Write, sign and verify policies.",
     "receive": "Receive and open a recipient's envelopes from a broker.",

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -159,7 +159,7 @@ def _connect(
     def on_message(client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         try:
             arrived(message)
-        except Exception:
+        except Exception:  # paho's thread would die of it without a word
             _log.exception("message not handled")
             return
         client.ack(message.mid, message.qos)
@@ -190,9 +190,7 @@ def _subscribe(client: mqtt.Client, topic: str) -> None:
     answered = threading.Event()
     codes: list[object] = []
 
-    def on_subscribe(
-        _client: object, _data: object, _mid: int, found: list[object], *_: object
-    ) -> None:
+    def on_subscribe(_client: object, _data: object, _mid: int, found: Any, *_: object) -> None:
         codes.extend(found)
         answered.set()
 
