@@ -11,7 +11,7 @@ Rules:
 Files are read here and not by cantools, which is the oracle of the tests: it refuses a file for one
 orphan entry or one name, lists every value of a multiplexer range, and imports python-can. On a
 2-core x86 VM its import costs 0.12 s and 22 MiB (0.5 s and 90 MiB where asammdf is installed), and
-a file of 2,752 signals 0.19–0.25 s and 13 MiB more; here it is 0.06 s and 5 MiB, and 0.06–0.1 s and
+a file of 2,752 signals about 0.2 s and 13 MiB more; here it is 0.06 s and 5 MiB, and 0.1 s and
 4 MiB.
 """
 
