@@ -1,0 +1,307 @@
+"""The consent in force: what a policy changes, what it must not, what the passing of time does."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cloud.policy import sign_policy
+from agent.control import Consent
+from agent.core.admission import Admission
+from agent.core.model import NS_PER_S
+from agent.edge.store import Store
+from agent.errors import PolicyRejected
+from tests import car
+from tests.cloud import VEHICLE, Cloud
+
+ODOMETER = {"read_odometer": {"min_interval_s": 0}}
+LOCATION: dict[str, dict[str, Any]] = {"read_location": {}}
+
+
+@pytest.fixture
+def cloud() -> Cloud:
+    return Cloud()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "state") as opened:
+        yield opened
+
+
+def consent_of(store: Store, cloud: Cloud) -> Consent:
+    return Consent(
+        store,
+        vehicle=VEHICLE,
+        catalogue=car.catalogue(),
+        trust=cloud.trust,
+        binding=car.binding(),
+        named_buses=(),
+    )
+
+
+def now_ns(cloud: Cloud, plus_s: int = 0) -> int:
+    return (cloud.now_s + plus_s) * NS_PER_S
+
+
+def granted(consent: Consent) -> set[tuple[str, str]]:
+    return {(take.grant_id, take.scope) for take in consent.plan.takes}
+
+
+def spool(store: Store, grant_id: str, rev: int = 1) -> None:
+    store.append(
+        grant_id, rev, recipient="fleet", created_ns=0, expires_ns=1 << 62, seal=lambda _: b"x" * 99
+    )
+
+
+def test_without_a_policy_nothing_is_granted(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+
+    change = consent.restore(now_ns(cloud))
+
+    assert change.plan.takes == ()
+    assert granted(consent) == set()
+
+
+def test_a_policy_takes_effect_and_survives_a_restart(store: Store, cloud: Cloud) -> None:
+    token = cloud.policy(cloud.grant(ODOMETER))
+    consent = consent_of(store, cloud)
+
+    admission, change = consent.receive(token.encode(), now_ns(cloud))
+    restarted = consent_of(store, cloud)
+    restarted.restore(now_ns(cloud))
+
+    assert admission is Admission.APPLY
+    assert change is not None
+    assert granted(consent) == granted(restarted) == {("g1", "read_odometer")}
+
+
+def test_the_same_policy_again_is_acknowledged_and_changes_nothing(
+    store: Store, cloud: Cloud
+) -> None:
+    token = cloud.policy(cloud.grant(ODOMETER)).encode()
+    consent = consent_of(store, cloud)
+    consent.receive(token, now_ns(cloud))
+    spool(store, "g1")
+
+    admission, change = consent.receive(token, now_ns(cloud))
+
+    assert (admission, change) == (Admission.REPEAT, None)
+    assert store.counts()["g1"].envelopes == 1
+
+
+def test_a_revocation_empties_the_spool_and_leaves_a_tombstone(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    both = (cloud.grant(ODOMETER), cloud.grant(LOCATION, grant_id="g2", recipient="city"))
+    consent.receive(cloud.policy(*both).encode(), now_ns(cloud))
+    spool(store, "g1")
+    spool(store, "g2")
+
+    _, change = consent.receive(cloud.revoke("g2").encode(), now_ns(cloud))
+
+    assert change is not None
+    assert change.ended == ("g2",)
+    assert change.halted == ("g2",)
+    assert change.purged.erased["g2"].envelopes == 1
+    assert dict(store.counts()).keys() == {"g1"}
+    assert granted(consent) == {("g1", "read_odometer")}
+    assert store.tombstoned("g2") == "revoked"
+
+
+def test_a_grant_that_the_next_policy_does_not_name_is_revoked(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    first = (cloud.grant(ODOMETER), cloud.grant(LOCATION, grant_id="g2"))
+    consent.receive(cloud.policy(*first).encode(), now_ns(cloud))
+
+    consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), now_ns(cloud))
+
+    assert store.tombstoned("g2") == "revoked"
+
+
+def test_nothing_leads_back_from_revoked(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), now_ns(cloud))
+    consent.receive(cloud.revoke("g1").encode(), now_ns(cloud))
+
+    consent.receive(cloud.policy(cloud.grant(ODOMETER, rev=9)).encode(), now_ns(cloud))
+
+    assert granted(consent) == set()
+    assert store.tombstoned("g1") == "revoked"
+
+
+def test_a_new_revision_drops_what_was_spooled_under_the_old_one(
+    store: Store, cloud: Cloud
+) -> None:
+    consent = consent_of(store, cloud)
+    consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), now_ns(cloud))
+    spool(store, "g1")
+
+    consent.receive(cloud.policy(cloud.grant(ODOMETER, rev=2)).encode(), now_ns(cloud))
+
+    assert dict(store.counts()) == {}
+    assert granted(consent) == {("g1", "read_odometer")}
+
+
+def test_a_paused_grant_keeps_its_rows_and_collects_nothing(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), now_ns(cloud))
+    spool(store, "g1")
+
+    _, change = consent.receive(
+        cloud.policy(cloud.grant(ODOMETER, state="paused")).encode(), now_ns(cloud)
+    )
+
+    assert change is not None
+    assert change.halted == ("g1",)
+    assert granted(consent) == set()
+    assert store.counts()["g1"].envelopes == 1
+    assert store.pending(10) == ()
+
+
+def test_a_grant_that_expires_is_purged_and_buried(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    ending = cloud.grant(ODOMETER, exp=cloud.now_s + 60)
+    consent.receive(cloud.policy(ending).encode(), now_ns(cloud))
+    spool(store, "g1")
+
+    early = consent.is_due(now_ns(cloud, 59))
+    late = consent.is_due(now_ns(cloud, 60))
+    change = consent.refresh(now_ns(cloud, 60))
+
+    assert (early, late) == (False, True)
+    assert change.ended == change.halted == ("g1",)
+    assert dict(store.counts()) == {}
+    assert store.tombstoned("g1") == "expired"
+    assert granted(consent) == set()
+
+
+def test_an_expired_policy_is_zero_grants_and_still_guards_against_rollback(
+    store: Store, cloud: Cloud
+) -> None:
+    consent = consent_of(store, cloud)
+    old = cloud.policy(cloud.grant(ODOMETER), exp=cloud.now_s + 60)
+    new = cloud.policy(cloud.grant(ODOMETER), exp=cloud.now_s + 60)
+    consent.receive(new.encode(), now_ns(cloud))
+    spool(store, "g1")
+
+    change = consent.refresh(now_ns(cloud, 60))
+
+    assert change.plan.takes == ()
+    assert dict(store.counts()) == {}
+    with pytest.raises(PolicyRejected) as caught:
+        consent.receive(old.encode(), now_ns(cloud, 61))
+    assert caught.value.reason == "rollback"
+
+
+def test_a_renewed_policy_brings_the_same_grants_back(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    consent.receive(
+        cloud.policy(cloud.grant(ODOMETER), exp=cloud.now_s + 60).encode(), now_ns(cloud)
+    )
+    consent.refresh(now_ns(cloud, 60))
+
+    consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), now_ns(cloud, 61))
+
+    assert granted(consent) == {("g1", "read_odometer")}
+
+
+def test_a_grant_that_is_not_due_yet_begins_when_its_time_comes(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    later = cloud.grant(ODOMETER, nbf=cloud.now_s + 60)
+    consent.receive(cloud.policy(later).encode(), now_ns(cloud))
+    before = granted(consent)
+
+    consent.refresh(now_ns(cloud, 60))
+    spool(store, "g1")
+
+    assert before == set()
+    assert granted(consent) == {("g1", "read_odometer")}
+    assert len(store.pending(10)) == 1
+
+
+def test_without_fresh_contact_a_grant_is_suspended_until_a_newer_policy(
+    store: Store, cloud: Cloud
+) -> None:
+    consent = consent_of(store, cloud)
+    leased = cloud.grant(ODOMETER, offline_s=3600)
+    token = cloud.policy(leased).encode()
+    consent.receive(token, now_ns(cloud))
+    spool(store, "g1")
+
+    change = consent.refresh(now_ns(cloud, 3600))
+    consent.receive(token, now_ns(cloud, 3601))  # The same bytes are no contact.
+    still = granted(consent)
+    cloud.now_s += 3602
+    consent.receive(cloud.policy(leased).encode(), now_ns(cloud))
+
+    assert change.halted == ("g1",)
+    assert change.ended == ()
+    assert still == set()
+    assert granted(consent) == {("g1", "read_odometer")}
+    assert store.counts()["g1"].envelopes == 1
+
+
+def foreign_key(cloud: Cloud) -> str:
+    return sign_policy(cloud.document | {"ver": 9}, Cloud().signer)
+
+
+REFUSED: dict[str, tuple[Callable[[Cloud], str], str]] = {
+    "another vehicle": (
+        lambda c: c.token(c.document | {"ver": 9, "aud": "veh-other"}),
+        "vehicle",
+    ),
+    "another catalogue": (
+        lambda c: c.token(
+            c.document
+            | {"ver": 9, "catalogue": {"id": "consentry-vss", "ver": 1, "sha256": "0" * 64}}
+        ),
+        "catalogue",
+    ),
+    "a lower version": (lambda c: c.token(c.document | {"ver": 1, "epoch": 0}), "rollback"),
+    "the same version with other content": (
+        lambda c: c.token(c.document | {"jti": "another"}),
+        "equivocation",
+    ),
+    "a bad signature": (foreign_key, "signature"),
+    "plain JSON": (lambda c: json.dumps(c.document | {"ver": 9}), "unsigned"),
+    "an unknown member": (lambda c: c.token(c.document | {"ver": 9, "extra": 1}), "unknown-member"),
+    "a constraint not enforced yet": (
+        lambda c: c.token(
+            c.document | {"ver": 9, "grants": [c.grant({"read_odometer": {"windows": []}})]}
+        ),
+        "not-enforced",
+    ),
+    "garbage": (lambda _: "garbage", "token"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda name: name.replace(" ", "-"))
+def test_what_must_not_be_applied_changes_nothing(store: Store, cloud: Cloud, case: str) -> None:
+    make, reason = REFUSED[case]
+    consent = consent_of(store, cloud)
+    consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), now_ns(cloud))
+    spool(store, "g1")
+    before = (store.in_force(), store.live_grants(), dict(store.counts()), consent.plan)
+
+    with pytest.raises(PolicyRejected) as caught:
+        consent.receive(make(cloud).encode(), now_ns(cloud))
+
+    assert caught.value.reason == reason
+    assert (store.in_force(), store.live_grants(), dict(store.counts()), consent.plan) == before
+
+
+def test_a_policy_on_disk_that_cannot_be_verified_any_more_halts_everything(
+    store: Store, cloud: Cloud
+) -> None:
+    consent_of(store, cloud).receive(cloud.policy(cloud.grant(ODOMETER)).encode(), now_ns(cloud))
+    spool(store, "g1")
+    stranger = consent_of(store, Cloud())
+
+    with pytest.raises(PolicyRejected):
+        stranger.restore(now_ns(cloud))
+
+    assert granted(stranger) == set()
+    assert store.pending(10) == ()
+    assert store.counts()["g1"].envelopes == 1  # It waits; nothing is lost by a wrong file.
