@@ -110,6 +110,10 @@ def command(  # noqa: PLR0913 - one argument per option
     """
     if as_json and form != "summary":
         raise click.UsageError("--json is the form of the summary: add --format summary")
+    if report is not None:
+        from agent.cli.report import ensure_bokeh, write_report  # noqa: PLC0415 - slow to import
+
+        ensure_bokeh()  # Before the replay, which may take minutes.
     scopes = load_catalogue(catalogue or shipped("config/catalogue.json"))
     buses = _channels(channels)
     binding = _bind(load_mapping(mapping), _load_dbcs(dbcs, buses), scopes, buses)
@@ -132,8 +136,6 @@ def command(  # noqa: PLR0913 - one argument per option
         else:
             _write_summary(file, rows, recording)
     if report is not None:
-        from agent.cli.report import write_report  # noqa: PLC0415 - bokeh is slow to import
-
         write_report(report, replay.samples(), rows, title=", ".join(log.name for log in logs))
     return _end(recording, rows, form)
 
