@@ -6,10 +6,10 @@ Rules:
  * The policy names the catalogue by id, version and hash; another one is refused.
  * Only active grants are ever live. A revoked grant needs its id alone, but what it carries is
    checked like any other.
+ * A grant needs an id, a recipient and details; its `nbf` and `exp` only narrow the policy's.
  * In an unsigned policy (replay, which lets nothing out) the members that bind it to a vehicle
    and a time may be left out: `v iss aud jti iat nbf exp epoch ver catalogue` and the
-   recipients' `keys`, with them a grant's `offline_s purposes retention`.
-   A missing `nbf` or `exp` does not limit.
+   recipients' `keys`. A missing `nbf` or `exp` does not limit.
  * Whether the policy may follow the one in force is asked in `admission`; expiry is asked of the
    values: an expired policy is a policy without live grants, not an error.
 """
@@ -54,7 +54,7 @@ _GRANT_MEMBERS = (
     *("grant_id", "rev", "state", "recipient", "nbf", "exp", "offline_s"),
     *("purposes", "retention", "record", "details", "combine"),
 )
-_LEFT_OUT_IN_UNSIGNED = frozenset({"nbf", "exp", "offline_s", "purposes", "retention"})
+_OPTIONAL_IN_GRANT = frozenset({"nbf", "exp", "offline_s", "purposes", "retention"})
 
 
 class GrantState(StrEnum):
@@ -194,7 +194,7 @@ def _parse(data: bytes, catalogue: Catalogue, *, signed: bool) -> Policy:
         for recipient_id, value in (members.by_id("recipients") if given("recipients") else ())
     }
     grants = tuple(
-        _grant(value, f"grants[{index}]", recipients, catalogue, signed=signed)
+        _grant(value, f"grants[{index}]", recipients, catalogue)
         for index, value in enumerate(members.elements("grants"))
     )
     unique([grant.grant_id for grant in grants], "the policy", "grant_id")
@@ -231,8 +231,6 @@ def _grant(
     place: str,
     recipients: Mapping[str, Recipient],
     catalogue: Catalogue,
-    *,
-    signed: bool,
 ) -> Grant:
     members = Members(raw, place, _GRANT_MEMBERS)
     grant_id = members.id("grant_id")
@@ -240,7 +238,7 @@ def _grant(
     state = _state(members) if "state" in members else GrantState.ACTIVE
 
     def given(name: str) -> bool:
-        if state is GrantState.REVOKED or (name in _LEFT_OUT_IN_UNSIGNED and not signed):
+        if state is GrantState.REVOKED or name in _OPTIONAL_IN_GRANT:
             return name in members
         return True
 

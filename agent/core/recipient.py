@@ -1,7 +1,8 @@
 """The third parties of a policy and the public keys to which batches are sealed for them.
 
 Rules:
- * A signed policy gives every recipient a name and at least one key, in order of preference.
+ * A signed policy gives every recipient at least one key, in order of preference. Without a
+   name it goes by its id.
  * A key names its one algorithm, `HPKE-7-KE`, and is a point of P-256; a private key in a policy
    is refused.
 """
@@ -42,14 +43,14 @@ def parse_recipient(recipient_id: str, raw: Any, *, signed: bool) -> Recipient:
     Args:
         recipient_id: Its name there, already checked as an id.
         raw: Its value, decoded.
-        signed: Whether `name` and `keys` are needed; what is there is checked in any case.
+        signed: Whether `keys` are needed; what is there is checked in any case.
 
     Raises:
         PolicyRejected: Says what is wrong and repeats nothing of a key.
     """
     place = f"recipient {recipient_id}"
     members = Members(raw, place, ("name", "keys"))
-    name = members.text("name") if signed or "name" in members else recipient_id
+    name = members.text("name") if "name" in members else recipient_id
     raw_keys = members.some_elements("keys") if signed or "keys" in members else []
     keys = tuple(_recipient_key(key, f"{place}: keys[{i}]") for i, key in enumerate(raw_keys))
     unique([key.kid for key in keys], place, "kid")
