@@ -6,6 +6,7 @@ sees (the bytes of the state directory), and holds them against what was consent
 
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,9 @@ class Auditor:
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id="auditor", protocol=MQTTProtocolVersion.MQTTv5
+            CallbackAPIVersion.VERSION2,
+            client_id=f"auditor-{uuid.uuid4()}",
+            protocol=MQTTProtocolVersion.MQTTv5,
         )
         self._client.tls_set_context(tls)
         self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
