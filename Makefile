@@ -1,0 +1,48 @@
+# What a newcomer needs: make demo, make test. Everything else: make help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
+
+.PHONY: help venv demo test test-unit check format lock bench test-matrix clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+venv: .venv/.ready ## Make .venv with everything; .venv/bin/consentry runs then.
+
+.venv/.ready: requirements/dev.txt pyproject.toml scripts/venv
+	@scripts/venv .venv
+
+demo: venv ## Play a drive through broker, agent and two recipients.
+	@$(BIN)/consentry demo
+
+test: venv ## Run all tests (system packages are installed when run as root).
+	@scripts/system-packages
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+test-unit: venv ## Run the unit tests: seconds.
+	$(BIN)/python -m pytest -q tests/unit
+
+check: venv ## Format, lint, types, import rules, unit tests.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -n 2 tests/unit
+
+format: venv ## Format, and mend what the linter can.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: venv ## Pin the dependencies anew.
+	@scripts/lock
+
+bench: venv ## Measure speed and size against cantools and JSON.
+	$(BIN)/python -m tests.bench.bench_pipeline --captures $(CAPTURES)
+
+test-matrix: ## Run the unit tests on every installed Python of 3.11, 3.12, 3.13.
+	@scripts/test-matrix
+
+clean: ## Remove what was made here.
+	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
