@@ -4,7 +4,8 @@ Rules:
  * Exactly the spelling of `agent.core.seal`: tags, labels and types as written there, every layer
    in canonical CBOR, nothing behind it. So no bit of an envelope can be flipped unseen.
  * The device's key is looked up by its kid, with its one algorithm, and the sealed header must name
-   that very kid: another enrolled device cannot sign the envelope anew as its own.
+   that very kid: another enrolled device cannot sign the envelope anew as its own. Where the
+   registry gives a device its one vehicle, the header must name that too.
  * Plaintext is unpacked only up to a limit.
 """
 
@@ -91,9 +92,10 @@ def open_envelope(
     iv, header = _content_header(protected)
     if header.device_kid != signer:
         raise EnvelopeRejected(
-            f"device {signer} signed what device {header.device_kid} sealed",
+            "another device signed the envelope than its sealed header names",
             reason="wrong-device",
         )
+    _speaks_for(devices[signer], header.vehicle)
     kid = _recipient_header(recipient_protected)
     key = recipient_keys.get(kid)
     if key is None:
@@ -113,14 +115,32 @@ def open_envelope(
     return Opened(header, kid, tuple(columns))
 
 
-def verify_ack(data: bytes, *, devices: Devices) -> tuple[str, Ack]:
+def verify_ack(data: bytes, *, devices: Devices, after: int | None = None) -> tuple[str, Ack]:
     """Return the device's kid and its answer to a policy.
 
+    Args:
+        data: What came on the topic.
+        devices: kid -> public key of enrolled devices.
+        after: The highest counter that this device's answers had so far, to refuse replays.
+
     Raises:
-        EnvelopeRejected: It is no answer of an enrolled device.
+        EnvelopeRejected: It is no answer of an enrolled device, or an old one (reason `replay`).
     """
     signer, payload = verify1(data, devices)
-    return signer, parse_ack(payload)
+    ack = parse_ack(payload)
+    _speaks_for(devices[signer], ack.vehicle)
+    if after is not None and ack.counter <= after:
+        raise EnvelopeRejected(
+            f"answer {ack.counter} is not newer than {after}, which was seen", reason="replay"
+        )
+    return signer, ack
+
+
+def _speaks_for(device: DevicePublicKey, vehicle: str) -> None:
+    if device.vehicle not in (None, vehicle):
+        raise EnvelopeRejected(
+            f"device {device.kid} is not enrolled for the vehicle it names", reason="wrong-device"
+        )
 
 
 def _parts(payload: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:

@@ -116,8 +116,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_digest(value: Any) -> bool:
-    return isinstance(value, bytes) and len(value) == 32  # noqa: PLR2004 - SHA-256
+    return isinstance(value, bytes) and len(value) == 32
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _is_count(value[0])  # noqa: PLR2004
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0])

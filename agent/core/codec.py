@@ -4,20 +4,20 @@ Rules:
  * Only times and values after every constraint are encoded, with the names that stand once beside
    them. The bytes depend on nothing else: equal columns give equal bytes.
  * Lossless: types, -0.0 and infinities come back as they went in; NaN is one value. Integers stand
-   for floats only where the arithmetic below gives every single float back, bit for bit; else the
-   column's floats are written as they are.
+   for floats only where the arithmetic below gives every single float back, bit for bit; each
+   column is checked value by value, else its floats are written as they are.
  * A time column stands once and is shared only by columns with identical sample times.
- * What arrives is not trusted: the size is bounded before anything is unpacked, and whatever the
-   CDDL does not describe is refused.
+ * What arrives is not trusted: the size is bounded before anything is unpacked, samples are
+   counted before they are built, and whatever the CDDL does not describe is refused.
 
     batch   {t: [+ times], c: [+ column]}
     times   [first ms since the epoch, * change in ms]
     column  {p: path, s: scope, d: datatype, ? u: unit, i: index into t, values}
     values  {c: value}                          every value is this one
-            {n: changes}                        integers: first, then differences
+            {n: changes}                        integers: the first, then differences
             {n: changes, m: [scale, offset]}    floats:   n * scale + offset, two roundings
             {n: changes, e: digits}             floats:   n / 10^digits, one rounding
-            {n: changes, k: [+ value]}          floats or texts: place in this ascending list
+            {n: changes, k: [+ value]}          floats or texts: places in this ascending list
             {v: [+ value]}                      as they are
 """
 
@@ -26,7 +26,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import sub
 from typing import Any, Final
 
@@ -35,232 +35,291 @@ from agent.core.cbor import malformed
 from agent.core.model import Batch, Column, Value
 from agent.errors import EnvelopeRejected
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+try:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+except ImportError:  # There is no wheel for 32-bit ARM; zlib is always there.
+    zstd = None  # type: ignore[assignment]
 
 CODEC_ZSTD: Final = 1
 CODEC_ZLIB: Final = 2
-CODEC_ID: Final = CODEC_ZSTD
-MAX_PLAINTEXT_BYTES: Final = 64 * 1024 * 1024
-MAX_DIGITS: Final = 9  # Decimal places that are tried; DBC scales have fewer.
-MAX_DISTINCT: Final = 256  # Most values in a column's list of values.
+CODEC_ID: Final = CODEC_ZLIB if zstd is None else CODEC_ZSTD
+MAX_PLAINTEXT_BYTES: Final = 16 << 20  # A minute of all signals of a dense bus unpacks to 0.3 MB.
 
-_LEVEL: Final = 9  # Against 3: 6 % smaller for 0.05 µs a sample (`make bench` on a dense bus).
-_EXACT: Final = 2.0**53
-_COLUMN = {"p", "s", "d", "i"}
+_ZSTD_LEVEL = 6  # Level 3: 6 % larger; 9: the same size; 19: 10 % smaller, 10 times the work.
+_ZLIB_LEVEL = 6
+_ZSTD_WINDOW_LOG = 23  # Memory that a hostile frame may ask for: 8 MiB; level 6 needs 4 MiB.
+_EXACT = 2**53  # Integers below are doubles too, so every reader computes the same float.
+_MAX_DIGITS = 9
+_MINUS_ZERO = -(2**63)  # The bits of -0.0, read as a signed integer.
+_VALUE_TYPES = {bool, int, float, str}
+_UNPACK_ERRORS = (zlib.error,) if zstd is None else (zlib.error, zstd.ZstdError)
+_COLUMN_KEYS = {"p", "s", "d", "i"}
+_FORMS = ({"c"}, {"n"}, {"n", "m"}, {"n", "e"}, {"n", "k"}, {"v"})
 
 
-def encode(batch: Batch) -> bytes:
-    """Return a batch as compressed CBOR (codec `CODEC_ID`)."""
-    return zstd.compress(pack(batch.columns), level=_LEVEL)
+def encode(batch: Batch, *, codec: int = CODEC_ID) -> bytes:
+    """Return the plaintext of an envelope: the batch's columns, compressed.
 
+    Budget 0.3 us a sample (tests/bench/codec_bytes.py): no call of a Python function per value.
 
-def pack(columns: Sequence[Column]) -> bytes:
-    """Return columns as CBOR, before compression."""
-    times: dict[tuple[int, ...], int] = {}
-    packed: list[dict[str, Any]] = []
-    for column in columns:
-        index = times.setdefault(column.times_ms, len(times))
-        entry: dict[str, Any] = {"p": column.path, "s": column.scope, "d": column.datatype}
+    Args:
+        batch: Columns in the order in which they come back.
+        codec: `CODEC_ZSTD` or `CODEC_ZLIB`; goes into the envelope's header.
+    """
+    places: dict[tuple[int, ...], int] = {}
+    columns = []
+    for column in batch.columns:
+        entry: dict[str, Any] = {
+            "p": column.path,
+            "s": column.scope,
+            "d": column.datatype,
+            "i": places.setdefault(column.times_ms, len(places)),
+        }
         if column.unit is not None:
             entry["u"] = column.unit
-        packed.append(entry | {"i": index} | _pack_values(column))
-    return cbor.encode({"t": [_changes(stamps) for stamps in times], "c": packed})
+        columns.append(entry | _written(column))
+    packed = cbor.encode({"t": [_changes(times) for times in places], "c": columns})
+    if codec == CODEC_ZLIB:
+        return zlib.compress(packed, _ZLIB_LEVEL)
+    return zstd.compress(packed, _ZSTD_LEVEL)
 
 
 def decode(
-    data: bytes, *, codec: int = CODEC_ID, max_bytes: int = MAX_PLAINTEXT_BYTES
+    plaintext: bytes, *, codec: int = CODEC_ID, max_bytes: int = MAX_PLAINTEXT_BYTES
 ) -> tuple[Column, ...]:
-    """Return the columns of a plaintext.
+    """Return the columns that `encode` was given.
+
+    `scale` and `offset` of a column are those that its bytes use, else 1 and 0.
 
     Args:
-        data: What `encode` returned.
-        codec: H.c of its envelope.
-        max_bytes: Most bytes that it may unpack to.
+        plaintext: What an envelope held.
+        codec: The codec that its header names.
+        max_bytes: Largest size after unpacking; also the largest number of samples.
 
     Raises:
-        EnvelopeRejected: With reason `codec`, `too-large` or `malformed`; nothing else, for any
-            bytes.
+        EnvelopeRejected: Nothing else, for any bytes (reasons `codec`, `too-large`, `malformed`).
     """
-    value = cbor.decode(_unpacked(data, codec, max_bytes))
-    if not isinstance(value, dict) or set(value) != {"t", "c"}:
-        raise malformed("a batch holds exactly t and c")
-    if not isinstance(value["t"], list) or not isinstance(value["c"], list) or not value["c"]:
-        raise malformed("t and c are arrays, c is not empty")
-    times = [tuple(_sums(stamps)) for stamps in value["t"]]
-    return tuple(_column(entry, times) for entry in value["c"])
+    batch = cbor.decode(_unpacked(plaintext, codec, max_bytes))
+    if not isinstance(batch, dict) or batch.keys() != {"t", "c"}:
+        raise malformed("a batch is a map of t and c")
+    times = [_times(changes) for changes in _list(batch["t"])]
+    columns: list[Column] = []
+    known = samples = 0
+    for entry in _list(batch["c"]):
+        place = _place(entry, known, len(times))
+        known = max(known, place + 1)
+        samples += len(times[place])
+        if samples > max_bytes:
+            raise _too_large(f"the batch holds more than {max_bytes} samples")
+        columns.append(_column(entry, times[place]))
+    if known != len(times) or len(set(times)) != len(times):
+        raise malformed("a batch holds a time column twice, or one that no column uses")
+    return tuple(columns)
 
 
-def _pack_values(column: Column) -> dict[str, Any]:
+def _written(column: Column) -> dict[str, Any]:
+    """Return the first form, in the order of the module's table, that gives the values back."""
     values = column.values
-    first = values[0]
     kinds = set(map(type, values))
-    if len(kinds) > 1 or kinds == {bool}:
-        same = len(kinds) == 1 and all(value is first for value in values)
-        return {"c": first} if same else {"v": list(values)}
     if kinds == {float}:
-        return _pack_floats(column)
-    if values.count(first) == len(values):
-        return {"c": first}
-    if kinds == {int}:
-        return {"n": _changes(values)}  # type: ignore[arg-type] # kinds says so
-    return _pack_places(values) or {"v": list(values)}
+        return _written_floats(column)
+    if len(kinds) == 1:
+        if values.count(values[0]) == len(values):
+            return {"c": values[0]}
+        if kinds == {int}:
+            return {"n": _changes(values)}
+        if kinds == {str}:
+            return _listed(values, set(values))
+    return {"v": values}
 
 
-def _pack_floats(column: Column) -> dict[str, Any]:
-    floats: list[float] = list(column.values)  # type: ignore[arg-type] # the caller looked
-    wanted = array("d", floats).tobytes()
-    if wanted == wanted[:8] * len(floats):
-        return {"c": floats[0]}
-    largest = max(map(abs, floats))
-    if all(map(math.isfinite, floats)):
-        scale, offset = column.scale, column.offset
-        if (scale, offset) != (1, 0) and (largest + abs(offset)) / abs(scale) < _EXACT:
-            counts = [round((value - offset) / scale) for value in floats]
-            if _same(wanted, [count * scale + offset for count in counts]):
-                return {"n": _changes(counts), "m": [scale, offset]}
-        for digits in range(MAX_DIGITS + 1):
-            power = 10**digits
-            if largest * power >= _EXACT:
+def _written_floats(column: Column) -> dict[str, Any]:
+    values: Any = column.values
+    bits = array("d", values).tobytes()
+    if bits == bits[:8] * len(values):
+        return {"c": values[0]}
+    distinct: set[float] = set(values)
+    # What == cannot tell apart is written as it is; from here on, equal means identical.
+    if any(map(math.isnan, distinct)):
+        return {"v": values}
+    if 0.0 in distinct and array("q", bits).count(_MINUS_ZERO):
+        return {"v": values}
+    if all(map(math.isfinite, distinct)):
+        numbers, arithmetic = _numbered(distinct, column)
+        if numbers:
+            return {"n": _changes(tuple(map(numbers.__getitem__, values))), **arithmetic}
+    return _listed(values, distinct)
+
+
+def _numbered(distinct: set[float], column: Column) -> tuple[dict[float, int], dict[str, Any]]:
+    """Return the integer behind each float and the arithmetic back, or two empty maps."""
+    scale, offset = float(column.scale), float(column.offset) + 0.0  # + 0.0 turns -0.0 into 0.0
+    if scale and (scale, offset) != (1.0, 0.0):
+        numbers = {x: _whole((x - offset) / scale) for x in distinct}
+        if all(n * scale + offset == x for x, n in numbers.items()):
+            return numbers, {"m": [scale, offset]}
+    for digits in range(_MAX_DIGITS + 1):
+        power = 10**digits
+        numbers = {}
+        for x in distinct:
+            n = _whole(x * power)
+            if n / power != x:
                 break
-            counts = [round(value * power) for value in floats]
-            if _same(wanted, [count / power for count in counts]):
-                return {"n": _changes(counts), "e": digits}
-        places = _pack_places(floats)
-        if places is not None and not any(v == 0 and math.copysign(1, v) < 0 for v in floats):
-            return places
-    return {"v": floats}
+            numbers[x] = n
+        else:
+            return numbers, {"e": digits}
+    return {}, {}
 
 
-def _pack_places(values: Sequence[Any]) -> dict[str, Any] | None:
-    """Return values as places in the list of distinct ones, where there are few of them."""
-    distinct = sorted(set(values))
-    if len(distinct) > MAX_DISTINCT or 2 * len(distinct) > len(values):
-        return None
-    place = {value: index for index, value in enumerate(distinct)}
-    return {"n": _changes([place[value] for value in values]), "k": distinct}
+def _whole(quotient: float) -> int:
+    """Return the nearest integer, or 0, which is then found not to fit, where none is exact."""
+    return round(quotient) if abs(quotient) < _EXACT else 0
 
 
-def _same(wanted: bytes, values: Sequence[float]) -> bool:
-    """Tell whether floats are bit for bit the wanted ones (so -0.0 is not 0.0)."""
-    return array("d", values).tobytes() == wanted
+def _listed(values: Sequence[Any], distinct: set[Any]) -> dict[str, Any]:
+    """Return floats or texts as places in a list of them, if each stands twice on average."""
+    if 2 * len(distinct) > len(values):
+        return {"v": values}
+    ordered = sorted(distinct)
+    places = {value: place for place, value in enumerate(ordered)}
+    return {"n": _changes(tuple(map(places.__getitem__, values))), "k": ordered}
 
 
-def _changes(numbers: Sequence[int]) -> list[int]:
+def _changes(numbers: Sequence[Any]) -> list[int]:
     return [numbers[0], *map(sub, numbers[1:], numbers)]
 
 
-def _unpacked(data: bytes, codec: int, max_bytes: int) -> bytes:
+def _unpacked(plaintext: bytes, codec: int, max_bytes: int) -> bytes:
+    """Return the CBOR inside, reading no further than `max_bytes`."""
     try:
-        if codec == CODEC_ZSTD:
-            unpacker = zstd.ZstdDecompressor()
-            plain = unpacker.decompress(data, max_length=max_bytes + 1)
-            complete = unpacker.eof and not unpacker.unused_data
-        elif codec == CODEC_ZLIB:
-            inflater = zlib.decompressobj()
-            plain = inflater.decompress(data, max_bytes + 1)
-            complete = inflater.eof and not inflater.unused_data
+        if codec == CODEC_ZLIB:
+            unzip: Any = zlib.decompressobj()
+        elif codec == CODEC_ZSTD and zstd is not None:
+            window = zstd.DecompressionParameter.window_log_max
+            unzip = zstd.ZstdDecompressor(options={window: _ZSTD_WINDOW_LOG})
         else:
             raise EnvelopeRejected(
-                f"codec {codec} is not known", reason="codec", hint="a newer receiver may know it"
+                f"codec {codec} is not known here",
+                reason="codec",
+                hint="update the receiver, or install zstd for this Python",
             )
-    except (zstd.ZstdError, zlib.error, EOFError) as exc:
-        raise malformed("the plaintext does not unpack") from exc
-    if len(plain) > max_bytes:
-        raise EnvelopeRejected(
-            f"the plaintext unpacks to more than {max_bytes} bytes", reason="too-large"
-        )
-    if not complete:
-        raise malformed("the packed plaintext is cut off, or something stands behind it")
-    return plain
+        packed: bytes = unzip.decompress(plaintext, max_bytes + 1)
+    except _UNPACK_ERRORS as exc:
+        raise malformed("the plaintext is not compressed as its codec says") from exc
+    if len(packed) > max_bytes:
+        raise _too_large(f"the plaintext unpacks to more than {max_bytes} bytes")
+    if not unzip.eof or unzip.unused_data:
+        raise malformed("the plaintext is not exactly one compressed piece")
+    return packed
 
 
-def _column(entry: Any, times: list[tuple[int, ...]]) -> Column:
-    if not isinstance(entry, dict) or not entry.keys() >= _COLUMN:
-        raise malformed("a column has p, s, d and i")
-    if not all(isinstance(entry.get(name, ""), str) for name in ("p", "s", "d", "u")):
-        raise malformed("path, scope, datatype and unit are text")
-    index = entry["i"]
-    if not _is_int(index) or not 0 <= index < len(times):
-        raise malformed("a column's times are not there")
-    form = frozenset(entry.keys() - _COLUMN - {"u"})
-    scale, offset = _linear(entry["m"]) if "m" in form else (1, 0)
-    return Column(
-        scope=entry["s"],
-        path=entry["p"],
-        datatype=entry["d"],
-        unit=entry.get("u"),
-        scale=scale,
-        offset=offset,
-        times_ms=times[index],
-        values=_values(entry, form, len(times[index])),
+def _too_large(fault: str) -> EnvelopeRejected:
+    return EnvelopeRejected(
+        fault, reason="too-large", hint="raise the limit if you trust the sender"
     )
 
 
-def _values(entry: dict[str, Any], form: frozenset[str], count: int) -> tuple[Value, ...]:
-    values: list[Value]
-    if form == {"c"}:
-        if not _is_value(entry["c"]):
-            raise malformed("a value is a boolean, a number or text")
-        return (entry["c"],) * count
-    if form == {"v"}:
-        values = entry["v"]
-        if not isinstance(values, list) or not all(map(_is_value, values)):
-            raise malformed("v is an array of values")
-    elif "n" in form:
-        values = _from_counts(entry, form, _sums(entry["n"]))
-    else:
-        raise malformed("a column's values have another form")
-    if len(values) != count:
-        raise malformed("a column has as many values as times")
-    return tuple(values)
+def _text(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise malformed("path, scope, datatype and unit of a column are texts")
+    return raw
 
 
-def _from_counts(entry: dict[str, Any], form: frozenset[str], counts: list[int]) -> list[Value]:
-    try:
-        if form == {"n"}:
-            return list(counts)
-        if form == {"n", "m"}:
-            scale, offset = _linear(entry["m"])
-            return [float(count * scale + offset) for count in counts]
-        if form == {"n", "e"}:
-            digits = entry["e"]
-            if not _is_int(digits) or not 0 <= digits <= MAX_DIGITS:
-                raise malformed("e is a number of digits")
-            return [count / 10**digits for count in counts]
-    except OverflowError as exc:
-        raise malformed("a value is beyond a double") from exc
-    if form != {"n", "k"}:
-        raise malformed("a column's values have another form")
-    places = entry["k"]
-    if not isinstance(places, list) or not all(map(_is_value, places)):
-        raise malformed("k is an array of values")
-    if not all(0 <= count < len(places) for count in counts):
-        raise malformed("a value's place is not in k")
-    return [places[count] for count in counts]
+def _list(raw: Any) -> list[Any]:
+    if not isinstance(raw, list) or not raw:
+        raise malformed("a list with at least one entry was expected")
+    return raw
 
 
-def _linear(value: Any) -> tuple[int | float, int | float]:
-    if (
-        not isinstance(value, list)
-        or len(value) != 2  # noqa: PLR2004 - a pair
-        or not all(_is_int(item) or isinstance(item, float) for item in value)
-    ):
-        raise malformed("m is [scale, offset]")
-    return value[0], value[1]
-
-
-def _sums(changes: Any) -> list[int]:
-    if not isinstance(changes, list) or not changes or not all(map(_is_int, changes)):
-        raise malformed("times and counts are integers, the first and then differences")
+def _numbers(raw: Any) -> list[int]:
+    """Return the numbers behind a list of changes."""
+    changes = _list(raw)
+    if set(map(type, changes)) != {int}:
+        raise malformed("changes are not all integers")
     return list(accumulate(changes))
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _times(raw: Any) -> tuple[int, ...]:
+    times = _numbers(raw)
+    if max(map(abs, times)) >= _EXACT:
+        raise malformed("a sample time lies beyond 2^53 ms")
+    return tuple(times)
 
 
-def _is_value(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, str))
+def _place(entry: Any, known: int, count: int) -> int:
+    """Return the time column of a column; columns use them in ascending order of first use."""
+    if not isinstance(entry, dict) or not entry.keys() >= _COLUMN_KEYS:
+        raise malformed("a column has p, s, d and i")
+    if entry.keys() - _COLUMN_KEYS - {"u"} not in _FORMS:
+        raise malformed("a column has other members than the protocol describes")
+    place = entry["i"]
+    if type(place) is not int or not 0 <= place <= min(known, count - 1):
+        raise malformed("a column names no time column, or names them out of order")
+    return place
+
+
+def _column(entry: dict[str, Any], times: tuple[int, ...]) -> Column:
+    unit = _text(entry["u"]) if "u" in entry else None
+    values, scale, offset = _values(entry, len(times))
+    if len(values) != len(times):
+        raise malformed(f"a column has {len(values)} values for {len(times)} times")
+    return Column(
+        scope=_text(entry["s"]),
+        path=_text(entry["p"]),
+        datatype=_text(entry["d"]),
+        unit=unit,
+        scale=scale,
+        offset=offset,
+        times_ms=times,
+        values=values,
+    )
+
+
+def _values(entry: dict[str, Any], count: int) -> tuple[tuple[Value, ...], float, float]:
+    """Return values, scale and offset of a column whose members are known to fit together."""
+    if "c" in entry:
+        return _checked([entry["c"]]) * count, 1, 0
+    if "v" in entry:
+        return _checked(_list(entry["v"])), 1, 0
+    numbers = _numbers(entry["n"])
+    if "k" in entry:
+        return _looked_up(numbers, _list(entry["k"])), 1, 0
+    if "m" not in entry and "e" not in entry:
+        return tuple(numbers), 1, 0
+    if max(map(abs, numbers)) >= _EXACT:
+        raise malformed("an integer that stands for a float lies beyond 2^53")
+    if "m" in entry:
+        scale, offset = _scale(entry["m"])
+        return tuple([n * scale + offset for n in numbers]), scale, offset
+    digits = entry["e"]
+    if type(digits) is not int or not 0 <= digits <= _MAX_DIGITS:
+        raise malformed(f"digits of a column are not 0 to {_MAX_DIGITS}")
+    power = 10**digits
+    return tuple([n / power for n in numbers]), 1 / power, 0
+
+
+def _checked(values: list[Any]) -> tuple[Value, ...]:
+    if not set(map(type, values)) <= _VALUE_TYPES:
+        raise malformed("a value is neither boolean, number nor text")
+    return tuple(values)
+
+
+def _looked_up(places: list[int], ordered: list[Any]) -> tuple[Value, ...]:
+    if set(map(type, ordered)) not in ({float}, {str}):
+        raise malformed("a list of values holds neither only floats nor only texts")
+    if not all(low < high for low, high in pairwise(ordered)):
+        raise malformed("a list of values is not ascending")
+    if min(places) < 0 or max(places) >= len(ordered):
+        raise malformed("a value lies outside its column's list")
+    return tuple(map(ordered.__getitem__, places))
+
+
+def _scale(raw: Any) -> tuple[float, float]:
+    if not isinstance(raw, list) or len(raw) != 2 or set(map(type, raw)) != {float}:
+        raise malformed("scale and offset of a column are not two floats")
+    if not all(map(math.isfinite, raw)) or not raw[0]:
+        raise malformed("scale or offset of a column is not finite, or the scale is 0")
+    return raw[0], raw[1]

@@ -39,11 +39,17 @@ PublicKey = Ed25519PublicKey | ec.EllipticCurvePublicKey
 
 @dataclass(frozen=True, slots=True)
 class DevicePublicKey:
-    """A device's public key, with its name and its one algorithm."""
+    """A device's public key, with its name and its one algorithm.
+
+    Attributes:
+        vehicle: The one pseudonym that this device speaks for, where the registry says so. An
+            enrolled device could else sign as another vehicle under its own kid.
+    """
 
     kid: str
     alg: str
     public: PublicKey
+    vehicle: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +81,17 @@ def device_key(jwk: Mapping[str, object]) -> DeviceKey:
 def device_public_key(jwk: Mapping[str, object]) -> DevicePublicKey:
     """Return the public key of a JWK with `kid` and `alg`; of a private one its public half.
 
+    Args:
+        jwk: May name the device's one vehicle in a member `vehicle`.
+
     Raises:
         KeyFileError: It is no key for its algorithm.
     """
     kid, alg = _names(jwk)
-    return DevicePublicKey(kid, alg, public_key(jwk, _KINDS[alg]))
+    vehicle = jwk.get("vehicle")
+    if vehicle is not None and not isinstance(vehicle, str):
+        raise KeyFileError(f"vehicle of the key {kid} is not text")
+    return DevicePublicKey(kid, alg, public_key(jwk, _KINDS[alg]), vehicle)
 
 
 def public_key(jwk: Mapping[str, object], kind: Mapping[str, str]) -> PublicKey:

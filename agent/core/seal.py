@@ -13,7 +13,7 @@ Rules:
  * Sealing happens in RAM, before the disk. The board holds no key that opens what it sealed.
  * A fresh content key and IV per envelope, so no nonce is ever used twice, also not after the disk
    was rolled back. Drawing them (and HPKE's own randomness) is the one impurity of this package.
- * H is authenticated, not secret: it says nothing about samples but their number's grant and minute.
+ * H is authenticated, not secret: of the samples it tells the grant and the minutes, no more.
 """
 
 import os
@@ -59,7 +59,7 @@ class Header:
         device_kid: Must be the signer's.
         n: Sequence in this grant, from 1.
         from_s: At or before the first sample, a whole minute, s since the epoch.
-        to_s: After the last sample, a whole minute.
+        to_s: At or after the last sample, a whole minute.
         ledger_size: Leaves of the device's ledger.
         ledger_root: Its root, 32 bytes.
     """
@@ -86,14 +86,22 @@ def recipient_key(ref: RecipientKeyRef) -> RecipientKey:
 
 
 def header_times(batch: Batch) -> tuple[int, int]:
-    """Return [from, to) of a batch in whole minutes, s since the epoch."""
+    """Return [from, to] of a batch in s since the epoch: rounded outwards to whole minutes."""
     first_ms, last_ms = batch.span_ms
     minute_ms = ROUND_S * 1000
-    return first_ms // minute_ms * ROUND_S, (last_ms // minute_ms + 1) * ROUND_S
+    return first_ms // minute_ms * ROUND_S, -(-last_ms // minute_ms) * ROUND_S
 
 
 def seal(plaintext: bytes, header: Header, *, recipient: RecipientKey, device: DeviceKey) -> bytes:
-    """Return the envelope of a plaintext."""
+    """Return the envelope of a plaintext.
+
+    Args:
+        plaintext: From `codec.encode`.
+        header: H; names the device that signs.
+        recipient: The one key that opens the envelope.
+        device: Signs.
+    """
+    assert header.device_kid == device.kid, "an opener would refuse it"
     content_key, iv = AESGCM.generate_key(256), os.urandom(IV_BYTES)
     protected = cbor.encode(
         {
