@@ -54,7 +54,7 @@ class CatalogueError(ConfigError):
     """The catalogue of scopes is wrong."""
 
 
-class _AtLine(AgentError):
+class _AtLine(AgentError):  # noqa: N818 - a branch, never raised itself
     """A fault at a line of a file.
 
     Attributes:
@@ -89,7 +89,7 @@ class LogError(_AtLine):
     """A recorded log cannot be read (further)."""
 
 
-class PolicyRejected(AgentError):
+class PolicyRejected(AgentError):  # noqa: N818 - says what happened
     """A policy must not be applied; the one in force stays.
 
     Attributes:
@@ -119,7 +119,7 @@ class Rollback(PolicyRejected):
     """The policy is not newer than the one in force."""
 
 
-class EnvelopeRejected(AgentError):
+class EnvelopeRejected(AgentError):  # noqa: N818 - says what happened
     """These bytes are not an envelope that may be opened.
 
     Attributes:
@@ -135,7 +135,7 @@ class StoreError(AgentError):
     """The disk refused; what was committed before is still there."""
 
 
-class StoreBusy(StoreError):
+class StoreBusy(StoreError):  # noqa: N818 - says what happened
     """Another process holds the state directory."""
 
 

@@ -51,7 +51,7 @@ def command() -> None:
 @click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True)
 @_catalogue
 @_out
-def new(
+def new(  # noqa: PLR0913 - one argument per option
     *,
     vehicle: str,
     issuer: str,

@@ -92,6 +92,7 @@ def _belongs(option: str | None, arg: str) -> bool:
     help="Write a page to look at.",
 )
 def command(  # noqa: PLR0913 - one argument per option
+    *,
     logs: tuple[Path, ...],
     dbcs: tuple[str, ...],
     mapping: Path,
@@ -100,7 +101,7 @@ def command(  # noqa: PLR0913 - one argument per option
     trust: Path | None,
     channels: tuple[str, ...],
     form: str,
-    as_json: bool,  # noqa: FBT001 - click passes it by keyword
+    as_json: bool,
     out: Path | None,
     report: Path | None,
 ) -> int:
@@ -247,7 +248,7 @@ def _write_summary(file: IO[str], rows: list[PathReport], recording: Recording) 
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
-            cell.rjust(width) if 3 <= index <= 6 else cell.ljust(width)  # noqa: PLR2004 - numbers
+            cell.rjust(width) if 3 <= index <= 6 else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         file.write("  ".join(cells).rstrip() + "\n")

@@ -159,7 +159,7 @@ def _connect(
     def on_message(client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         try:
             arrived(message)
-        except Exception:  # paho's thread would die of it without a word
+        except Exception:  # noqa: BLE001 - paho's thread would die of it without a word
             _log.exception("message not handled")
             return
         client.ack(message.mid, message.qos)

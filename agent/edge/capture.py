@@ -98,7 +98,7 @@ class Capture:
             self._pipeline.tick(self._clock())
             self._pipeline.stop()
             self._hand_over()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - the thread's top, see below
             # The thread's top: the daemon sees the dead lane and ends the process.
             self.failure = exc
             _log.exception("capture died")

@@ -65,7 +65,7 @@ class PyCanReader:
         """
         self.name = name
         self.reconnects = 0
-        self._open = lambda: open_bus(interface, channel, options)
+        self._open: Callable[[], can.BusABC] = lambda: open_bus(interface, channel, options)
         self._sink = sink
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
@@ -101,7 +101,7 @@ class PyCanReader:
                     self.reconnects += 1
                     self._stop.wait(pause_s)
                     pause_s = min(pause_s * 2, MAX_PAUSE_S)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - the thread's top, see below
             # The thread's top: the daemon sees the dead lane and ends the process.
             self.failure = exc
             _log.exception("bus reader died", extra={"bus": self.name})

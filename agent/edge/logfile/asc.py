@@ -78,7 +78,9 @@ def is_asc(line: str) -> bool:
     return bool(
         _DATE.match(line)
         or _BASE.match(line)
-        or re.match(r"(?:no\s+)?internal\s+events\s+logged|begin\s+triggerblock", line, re.IGNORECASE)
+        or re.match(
+            r"(?:no\s+)?internal\s+events\s+logged|begin\s+triggerblock", line, re.IGNORECASE
+        )
     )
 
 

@@ -1,9 +1,9 @@
 """Vector BLF → frames.
 
-    file header     "LOGG" · size u32 · 32 bytes of counts · start SYSTEMTIME (8 x u16) · stop · padding
+    file header     "LOGG" · size u32 · 32 bytes of counts · start SYSTEMTIME (8 x u16) · stop · …
     object          "LOBJ" · header size u16 · header version u16 · size u32 · type u32
       version 1, 2    flags u32 · 4 bytes · time u64 (flags 1: in 10 µs, else in ns)
-      type 10         a container: method u16 · 6 bytes · unpacked size u32 · 4 bytes · (zlib) objects
+      type 10         a container: method u16 · 6 bytes · unpacked size u32 · 4 bytes · objects
       type 1, 86      classic frame        100, 101   CAN FD frame       2, 73, 104   error frame
 
 Rules:
@@ -216,7 +216,7 @@ def _frames(objects: Iterator[_Found], start_ns: int, report: LogReport) -> list
     return frames
 
 
-def _frame(found: _Found) -> tuple[int, int, bytes] | None:
+def _frame(found: _Found) -> tuple[int, int, bytes] | None:  # noqa: PLR0911 - one per type
     """Return channel, canid_t and payload, or None for an object that is no frame."""
     kind, body = found.kind, found.body
     if kind in _TYPES_CLASSIC:
@@ -243,8 +243,9 @@ def _frame(found: _Found) -> tuple[int, int, bytes] | None:
 def _from_fd_64(found: _Found) -> tuple[int, int, bytes]:
     """Return channel, canid_t and payload of a type-101 object.
 
-    channel u8 · code u8 · valid bytes u8 · tx count u8 · identifier u32 · frame length u32 · flags
-    u32 · bit rates, offsets u32 x 4 · bit count u16 · direction u8 · offset of extra data u8 · crc u32
+    channel u8 · code u8 · valid bytes u8 · tx count u8 · identifier u32 · frame length u32 ·
+    flags u32 · bit rates, offsets u32 x 4 · bit count u16 · direction u8 · offset of extra data u8
+    · crc u32
     """
     channel, length, identifier, flags, extra, _ = _FD_64.unpack_from(found.body)
     can_id = _canid(identifier)

@@ -1,5 +1,7 @@
 """The time rule against a naive model and against its own sentences."""
 
+from itertools import pairwise
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -96,7 +98,7 @@ def test_samples_are_never_closer_than_the_interval_and_never_repeat(
 ) -> None:
     taken = run(timeline(steps), interval, on_change=True, end=2000)
 
-    for (t_before, before), (t_after, after) in zip(taken, taken[1:], strict=False):
+    for (t_before, before), (t_after, after) in pairwise(taken):
         assert t_after - t_before >= interval
         assert before != after
 

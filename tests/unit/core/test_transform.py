@@ -21,7 +21,7 @@ PLAIN = Field(
 ENTRY = Entry(path="A.B", signal="S", interval_ns=0, on_change=False)
 
 
-def transform(  # noqa: PLR0913 - the steps
+def transform(
     raw: float,
     *,
     field: Field = PLAIN,
@@ -37,7 +37,7 @@ def transform(  # noqa: PLR0913 - the steps
     return function(raw)
 
 
-def naive(  # noqa: C901, PLR0911, PLR0912, PLR0913 - one step after the other, on purpose
+def naive(
     raw: float,
     *,
     scale: float,
