@@ -18,7 +18,7 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +73,15 @@ class Database:
         """
         with _translated("the state cannot be read or written"):
             return self._db.execute(sql, values).fetchall()
+
+    def each(self, sql: str, *values: object) -> Generator[Row, None, None]:
+        """Run one statement and yield its rows as they are asked for.
+
+        Raises:
+            StoreError: SQLite refused.
+        """
+        with _translated("the state cannot be read"):
+            yield from self._db.execute(sql, values)
 
     def row(self, sql: str, *values: object) -> Row | None:
         """Run one statement and return its first row, or None."""

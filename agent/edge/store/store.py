@@ -21,7 +21,9 @@ Rules:
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import closing
 from dataclasses import astuple
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -253,13 +255,14 @@ class Store:
         self, limit: int, *, exclude: AbstractSet[int] = frozenset()
     ) -> tuple[SpoolRow, ...]:
         """Return up to `limit` envelopes of active grants, oldest first, without the excluded."""
-        rows = self._db.rows(
+        rows = self._db.each(
             "SELECT row_id, grant_id, rev, n, recipient, envelope, expires_ns"
             " FROM spool JOIN live_grant USING (grant_id, rev)"
-            " WHERE state = 'active' ORDER BY row_id LIMIT ?",
-            limit + len(exclude),
+            " WHERE state = 'active' ORDER BY row_id",
         )
-        return tuple(SpoolRow(*row) for row in rows if row[0] not in exclude)[:limit]
+        with closing(rows):
+            offered = (SpoolRow(*row) for row in rows if row[0] not in exclude)
+            return tuple(islice(offered, limit))
 
     def delivered(self, row_ids: Sequence[int]) -> Mapping[str, Tally]:
         """Remove envelopes that the broker has taken over; return what, per grant.

@@ -40,14 +40,16 @@ class Connection:
     """An MQTT 5 connection that its owner drives.
 
     Attributes:
+        number: Tells it from those before and after.
         came_up: The broker took us and the subscription stood.
         receive_maximum: Most QoS 1 publishes without an answer that the broker takes.
     """
 
-    def __init__(  # noqa: PLR0913 - three callbacks, by keyword
+    def __init__(  # noqa: PLR0913 - three callbacks among them
         self,
         config: UplinkConfig,
         *,
+        number: int,
         topic: str,
         will: tuple[str, bytes],
         on_up: Callable[[], None],
@@ -58,24 +60,28 @@ class Connection:
 
         Args:
             config: Where to and as whom.
+            number: Its name.
             topic: The only subscription.
             will: Topic and payload that the broker publishes, retained, when we are gone.
             on_up: Called once in `step` when the subscription stands.
             on_message: Called in `step` with (mid, payload) of each message on `topic`.
             on_puback: Called in `step` with (mid, reason code) of each answered publish.
         """
+        self.number = number
         self.came_up = False
         self.receive_maximum = 65_535  # MQTT 5 section 3.2.2.3.3: where the broker names none.
         self._config = config
         self._topic = topic
         self._callbacks = (on_up, on_message, on_puback)
         self._max_packet = 268_435_455  # MQTT 5 section 2.1.4: the longest there is.
+        self._is_taken = False
         self._ended: str | None = None
         self._fault: Exception | None = None
         self._switch: socket.socket | None = None
         self._unacknowledged: set[int] = set()
         self._retain_handling = 0
-        self._client = Client(
+        self._client = _Client(
+            config,
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
             protocol=MQTTProtocolVersion.MQTTv5,
@@ -83,9 +89,6 @@ class Connection:
             reconnect_on_failure=False,
         )
         self._client.max_inflight_messages_set(0)  # No limit of its own: the window is the lane's.
-        self._client.connect_timeout = TCP_TLS_TIMEOUT_S
-        if config.tls is not None:
-            self._client.tls_set_context(config.tls)
         about_will = _properties(PacketTypes.WILLMESSAGE)
         about_will.ContentType = JSON_TYPE
         self._client.will_set(*will, qos=1, retain=True, properties=about_will)
@@ -217,6 +220,10 @@ class Connection:
     def _on_connect(
         self, client: Client, _: Any, __: ConnectFlags, reason: ReasonCode, found: Properties
     ) -> None:
+        if self._is_taken:
+            self._ended = "the broker breaks the protocol (a second CONNACK)"
+            return
+        self._is_taken = True
         if reason.is_failure:
             self._ended = f"the broker refuses us: {reason}"
             return
@@ -232,8 +239,9 @@ class Connection:
         self, _: Client, __: Any, ___: int, reasons: list[ReasonCode], ____: Properties
     ) -> None:
         # Who cannot tell us that a grant has ended gets no envelope of it.
-        if not reasons or any(reason.is_failure for reason in reasons):
-            self._ended = f"the broker refuses the subscription to the policy: {reasons[0]}"
+        if len(reasons) != 1 or reasons[0].is_failure:
+            told = ", ".join(str(reason) for reason in reasons)
+            self._ended = f"the broker refuses the subscription to the policy: {told}"
             return
         self.came_up = True
         self._callbacks[0]()
@@ -250,7 +258,11 @@ class Connection:
     def _on_message(self, client: Client, _: Any, message: MQTTMessage) -> None:
         if message.qos != 1:
             return  # Cannot be acknowledged once it is on disk; the platform publishes with QoS 1.
-        if message.topic != self._topic or not message.payload:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = ""
+        if topic != self._topic or not message.payload:
             client.ack(message.mid, 1)  # Nobody's policy, or the retained one was removed.
             return
         self._unacknowledged.add(message.mid)
@@ -292,6 +304,29 @@ class Connection:
             case OSError():
                 return f"{place} cannot be reached: {exc.strerror or type(exc).__name__}"
         raise exc
+
+
+class _Client(Client):
+    """paho's client over a socket of our making.
+
+    paho makes its own, but leaves it open when the handshake fails, asks the environment for
+    proxies, and falls back to a handshake without the broker's name.
+    """
+
+    def __init__(self, config: UplinkConfig, *arguments: Any, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self._config = config
+
+    def _create_socket(self) -> socket.socket:
+        config = self._config
+        sock = socket.create_connection((config.host, config.port), timeout=TCP_TLS_TIMEOUT_S)
+        if config.tls is None:
+            return sock
+        try:
+            return config.tls.wrap_socket(sock, server_hostname=config.host)
+        except BaseException:
+            sock.close()
+            raise
 
 
 def _publish_properties(

@@ -1,7 +1,8 @@
 """What is on its way to the broker over one connection. Not thread-safe: the lane holds its lock.
 
 Rules:
- * Acknowledgements of policies outlive a connection, everything else dies with it.
+ * Acknowledgements of policies outlive a connection, and so does the memory of a refusal;
+   everything else dies with it.
  * What is small and waits for nobody (acks, status, health, PUBACKs) goes before envelopes.
  * Unanswered publishes never exceed what the broker takes, envelopes never exceed the window, and
    a backlog leaves at a limited rate.
@@ -57,14 +58,19 @@ class Outbox:
         self._sent: dict[int, Message] = {}  # mid -> publish without an answer
         self._flying: set[int | None] = set()
         self._held: dict[int, int] = {}  # row id -> until when, monotonic ns
+        # Answered, but the agent lane may not have read of it yet, and would offer them again.
+        self._answered: deque[int] = deque(maxlen=4 * window)
 
     def begin(self) -> None:
         """Take up what outlives a connection."""
         self._controls.extend(self._acks)
+        self._answered.clear()
 
     def forget(self) -> None:
         """Give up what dies with a connection."""
-        for waiting in (self._controls, self._rows, self._sent, self._flying, self._held):
+        # Not what was refused: mosquitto 2.0.11 ends the connection after a refusal by its ACL, and
+        # the same row would end the next one.
+        for waiting in (self._controls, self._rows, self._sent, self._flying):
             waiting.clear()
 
     def room(self, receive_maximum: int, now_ns: int) -> int:
@@ -75,9 +81,9 @@ class Outbox:
         return max(0, min(self._window, receive_maximum) - busy)
 
     def busy_rows(self) -> frozenset[int]:
-        """Return the rows that are unanswered or were refused just before."""
+        """Return the rows that are unanswered, or were answered or refused just before."""
         flying = {row_id for row_id in self._flying if row_id is not None}
-        return frozenset(flying | self._held.keys())
+        return frozenset(flying | self._held.keys() | set(self._answered))
 
     def add_row(self, message: Message) -> None:
         """Let an envelope wait for its turn."""
@@ -118,7 +124,8 @@ class Outbox:
         while self._controls and len(self._sent) < connection.receive_maximum:
             control = self._controls.popleft()
             if isinstance(control, PolicyToken):
-                connection.acknowledge(control.mid)
+                if control.connection == connection.number:
+                    connection.acknowledge(control.mid)
             else:
                 events += self._send(connection, control, now_ns)
         earned = (now_ns - self._credited_ns) / NS_PER_S * self._rate
@@ -160,6 +167,7 @@ class Outbox:
             return []
         self._flying.discard(message.row_id)
         if reason_code < FAILURE:
+            self._answered.append(message.row_id)
             return [Delivered(message.row_id, heard=reason_code != NO_MATCHING_SUBSCRIBERS)]
         self._held[message.row_id] = now_ns + int(HELD_S * NS_PER_S)
         return [Refused(message.row_id, reason_code)]

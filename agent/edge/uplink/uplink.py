@@ -115,7 +115,10 @@ class Uplink:
             return self._room()
 
     def in_flight(self) -> frozenset[int]:
-        """Return the rows that are not to be offered now: unanswered, or refused just before."""
+        """Return the rows that are not to be offered now.
+
+        They have no answer yet, or had one so recently that its event may still be on its way.
+        """
         with self._lock:
             return self._outbox.busy_rows()
 
@@ -180,8 +183,8 @@ class Uplink:
         message again.
         """
         with self._lock:
-            if self._connection is not None and token.connection == self._generation:
-                self._outbox.add_control(token)
+            # It may have come before the subscription stood: the session brought it.
+            self._outbox.add_control(token)
         self._wake()
 
     def publish_ack(self, data: bytes) -> None:
@@ -268,6 +271,7 @@ class Uplink:
         self._generation += 1
         connection = Connection(
             self._config,
+            number=self._generation,
             topic=f"{self._base}/policy",
             will=(f"{self._base}/status", _status("offline")),
             on_up=lambda: self._up(connection),
@@ -313,6 +317,7 @@ class Uplink:
                 wait_s = min(wait_s, rate_s)
             elif connection.came_up:
                 raise ConnectionEnded("cut")
+        self._tell()
         connection.step(self._wake_fd, wait_s)
         self._drain_wake()
         self._tell()
