@@ -396,7 +396,6 @@ def forged_payloads() -> list[Forged]:
             of(put(*GRANT, "details", 1, "paths", value=["Vehicle.Speed"])),
         ),
         ("no exp", "PolicyRejected", "missing-member", of(drop("exp"))),
-        ("no exp of a grant", "PolicyRejected", "missing-member", of(drop(*GRANT, "exp"))),
         ("no recipient", "PolicyRejected", "missing-member", of(drop(*GRANT, "recipient"))),
         ("no key", "PolicyRejected", "missing-member", of(drop("recipients", "fleet-x", "keys"))),
         ("iat a fraction", "PolicyRejected", "type", of(put("iat", value=NOW_S + 0.5))),
