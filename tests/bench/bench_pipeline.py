@@ -16,15 +16,16 @@ from typing import Any
 import cantools
 from cantools.database.can import Database
 
-from agent.cloud.keys import make_device_key, make_recipient_key
+from agent.cloud.keys import make_device_key, make_recipient_key, recipient_private
 from agent.core.binding import bind
 from agent.core.catalogue import Catalogue
 from agent.core.codec import CODEC_ID, encode
+from agent.core.cose import device_key
 from agent.core.model import CAN_EFF_FLAG, NS_PER_S, Batch, Frame
 from agent.core.pipeline import Pipeline
 from agent.core.plan import compile_plan
 from agent.core.policy import Policy, parse_unsigned_policy
-from agent.core.seal import Header, header_times, seal
+from agent.core.seal import Header, RecipientKey, header_times, seal
 from agent.edge.files import load_catalogue, load_dbc, load_mapping
 from agent.edge.logfile import read_logs
 
@@ -68,9 +69,7 @@ def main() -> None:
     print(f"JSON {as_json / samples:.1f} B/sample ({as_json / wire:.0f} times as much)")
 
 
-def rate(
-    name: str, count: int, work: Callable[[], Any], reference: float | None = None
-) -> float:
+def rate(name: str, count: int, work: Callable[[], Any], reference: float | None = None) -> float:
     """Print the median rate of several runs, and its ratio to a reference; return it."""
     seconds = []
     for _ in range(RUNS):
@@ -114,7 +113,7 @@ def sealed(batches: list[Batch]) -> list[bytes]:
                 ledger_size=0,
                 ledger_root=bytes(32),
             ),
-            recipient=RECIPIENT.public,
+            recipient=RECIPIENT,
             device=DEVICE,
         )
         for index, batch in enumerate(batches)
@@ -149,7 +148,10 @@ def loosest_policy(catalogue: Catalogue, scopes: set[str]) -> Policy:
     return parse_unsigned_policy(json.dumps(document).encode(), catalogue)
 
 
+DEVICE = device_key(make_device_key("bench-device"))
+RECIPIENT = RecipientKey(
+    "bench-recipient", recipient_private(make_recipient_key("bench-recipient")).public_key()
+)
+
 if __name__ == "__main__":
-    DEVICE = make_device_key("bench-device")
-    RECIPIENT = make_recipient_key("bench-recipient")
     main()
