@@ -30,6 +30,7 @@ class Pki:
     def ca_file(self, ca: trustme.CA) -> Path:
         path = self.folder / f"ca-{id(ca)}.pem"
         ca.cert_pem.write_to_path(path)
+        path.chmod(0o644)
         return path
 
     def broker(self, *names: str, ca: trustme.CA | None = None) -> Files:

@@ -1,10 +1,13 @@
-"""Key and certificate files: read here, modes checked.
+"""Key and certificate files: read here, owners and modes checked.
 
 Rules:
- * A private key's file is readable by its owner alone; anything else is refused with the command
-   that mends it.
- * A name without a folder is looked for in systemd's credentials ($CREDENTIALS_DIRECTORY) first.
+ * A private key's file belongs to us or to root and is for its owner alone; anything else is
+   refused with the command that mends it.
+ * Whom we trust (a CA) must not be in a file that anybody can write.
+ * A credential that systemd put into $CREDENTIALS_DIRECTORY wins over a file of the same name
+   elsewhere. Its mode is systemd's affair: it may show group bits that are only a mask (0440).
  * TLS 1.3, own CA, server name checked, client certificate. 1.2 only when it was asked for.
+ * Nobody is asked for a passphrase: a daemon has no terminal.
 """
 
 import os
@@ -18,6 +21,7 @@ from agent.errors import KeyFileError
 
 _MAX_KEY_BYTES = 4096
 _GROUP_AND_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_ROOT = 0
 
 
 def load_device_key(path: Path) -> DeviceKey:
@@ -26,15 +30,12 @@ def load_device_key(path: Path) -> DeviceKey:
     Raises:
         KeyFileError: It is not there, others can read it, or it is no device key.
     """
-    file = _private(path)
     try:
-        value = strictjson.parse(file.read_bytes(), max_bytes=_MAX_KEY_BYTES)
+        value = strictjson.parse(_read_private(path), max_bytes=_MAX_KEY_BYTES)
     except strictjson.StrictJsonError as exc:
         raise KeyFileError(f"the device key {path} is not strict JSON: {exc}") from exc
-    except OSError as exc:
-        raise KeyFileError(f"the device key {path} cannot be read: {exc.strerror}") from exc
     if not isinstance(value, dict):
-        raise KeyFileError(f"the device key {path} is no JWK")
+        raise KeyFileError(f"the device key {path} is no JWK, expected a JSON object")
     return device_key(value)
 
 
@@ -46,54 +47,81 @@ def client_tls(
     Args:
         ca: The only authority that is trusted, PEM.
         certificate: Ours and what leads to the CA, PEM.
-        private_key: PEM, mode 0600.
+        private_key: PEM without a passphrase, mode 0600.
         allow_tls_1_2: Also speak TLS 1.2.
 
     Raises:
-        KeyFileError: A file is not there, cannot be used, or others can read the key.
+        KeyFileError: A file is not there, cannot be used, or is open to others.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2 if allow_tls_1_2 else ssl.TLSVersion.TLSv1_3
     try:
-        context.load_verify_locations(_credential(ca))
-    except (OSError, ssl.SSLError) as exc:
-        raise KeyFileError(f"the CA {ca} cannot be used: {exc}") from exc
-    key = _private(private_key)
-    try:
-        context.load_cert_chain(_credential(certificate), key)
-    except (OSError, ssl.SSLError) as exc:
+        context.load_verify_locations(cadata=_read_trusted(ca).decode("ascii"))
+    except (UnicodeDecodeError, ssl.SSLError) as exc:
         raise KeyFileError(
-            f"the certificate {certificate} and the key {private_key} cannot be used: {exc}",
-            hint="both are PEM files and belong together",
+            f"the CA {ca} cannot be used: it holds no PEM certificate",
+            hint="name the PEM file of the CA that issued the broker's certificate",
+        ) from exc
+    _read_private(private_key)
+    try:
+        # The empty passphrase keeps OpenSSL from asking for one at the terminal.
+        context.load_cert_chain(_found(certificate), _found(private_key), password="")
+    except FileNotFoundError as exc:
+        raise KeyFileError(f"the certificate {certificate} is not there") from exc
+    except OSError as exc:  # ssl.SSLError among them
+        raise KeyFileError(
+            f"the certificate {certificate} and the key {private_key} cannot be used together",
+            hint="both are PEM files, the key is the certificate's own and has no passphrase",
         ) from exc
     return context
 
 
-def _private(path: Path) -> Path:
-    """Return where a private file lies, its mode checked."""
-    file = _credential(path)
-    try:
-        mode = file.stat().st_mode
-    except OSError as exc:
-        raise KeyFileError(f"the key {path} cannot be read: {exc.strerror}") from exc
-    # systemd's own credentials are 0400 or 0440 in a folder that only the service can enter.
-    if mode & _GROUP_AND_OTHERS and not _is_credential(file):
+def _read_private(path: Path) -> bytes:
+    """Return a private file's bytes; the file that was checked is the one that is read."""
+    data, found = _read(path)
+    if _is_credential(path):
+        return data
+    if found.st_uid not in (_ROOT, os.geteuid()):
         raise KeyFileError(
-            f"the key {path} has mode {stat.S_IMODE(mode):04o}, expected 0600",
+            f"the key {path} belongs to uid {found.st_uid}, expected {os.geteuid()}",
+            hint=f"chown {os.geteuid()} {path}",
+        )
+    if found.st_mode & _GROUP_AND_OTHERS:
+        raise KeyFileError(
+            f"the key {path} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0600",
             hint=f"chmod 600 {path}",
         )
-    return file
+    return data
 
 
-def _credential(path: Path) -> Path:
+def _read_trusted(path: Path) -> bytes:
+    data, found = _read(path)
+    if found.st_mode & stat.S_IWOTH and not _is_credential(path):
+        raise KeyFileError(
+            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so anybody could replace it",
+            hint=f"chmod o-w {path}",
+        )
+    return data
+
+
+def _read(path: Path) -> tuple[bytes, os.stat_result]:
+    try:
+        with _found(path).open("rb") as file:
+            return file.read(), os.fstat(file.fileno())
+    except OSError as exc:
+        raise KeyFileError(
+            f"{path} cannot be read: {exc.strerror}", hint="check the path, and who may read it"
+        ) from exc
+
+
+def _found(path: Path) -> Path:
+    """Return where the file lies: among systemd's credentials, or where the path says."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder:
-        found = Path(folder) / path.name
-        if found.is_file():
-            return found
+    if folder and (credential := Path(folder) / path.name).is_file():
+        return credential
     return path
 
 
-def _is_credential(file: Path) -> bool:
+def _is_credential(path: Path) -> bool:
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    return bool(folder) and file.parent == Path(folder or "")
+    return bool(folder) and _found(path).parent == Path(folder or "")

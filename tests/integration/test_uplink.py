@@ -373,6 +373,7 @@ def test_a_broker_without_our_ca_or_name_gets_not_a_byte(pki: Pki) -> None:
     wrong = {
         "stranger": pki.broker(ca=pki.stranger),
         "name": pki.broker("elsewhere.example"),
+        "other name of this machine": pki.broker("localhost"),
     }
     for files in wrong.values():
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
