@@ -138,13 +138,13 @@ def _written(column: Column) -> dict[str, Any]:
 
 def _written_floats(column: Column) -> dict[str, Any]:
     values: Any = column.values
-    bits = array("d", values).tobytes()
-    if bits == bits[:8] * len(values):
-        return {"c": values[0]}
     distinct: set[float] = set(values)
     # What == cannot tell apart is written as it is; from here on, equal means identical.
     if any(map(math.isnan, distinct)):
         return {"v": values}
+    bits = array("d", values).tobytes()
+    if bits == bits[:8] * len(values):
+        return {"c": values[0]}
     if 0.0 in distinct and array("q", bits).count(_MINUS_ZERO):
         return {"v": values}
     if all(map(math.isfinite, distinct)):
