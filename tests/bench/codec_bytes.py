@@ -1,4 +1,3 @@
-# ruff: noqa: T201  a benchmark prints
 """What the codec makes of a dense real log: every signal of every message, in 60 s batches.
 
 Columns are decoded by cantools, so nothing of ours but the codec and the envelope is measured.

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -263,3 +264,15 @@ def test_a_forged_envelope_is_refused_for_what_is_wrong_with_it(case: dict[str, 
 
 def test_there_are_enough_forged_envelopes() -> None:
     assert len(cases()["forged"]) >= 100
+
+
+def test_the_document_names_every_reason() -> None:
+    root = VECTORS.parent.parent
+    sources = [*root.glob("agent/core/c*.py"), root / "agent" / "cloud" / "envelope.py"]
+    code = " ".join(source.read_text() for source in sources if source.name != "catalogue.py")
+    reasons = set(re.findall(r"EnvelopeRejected\([^)]*?reason=\"([a-z-]+)\"", code, re.DOTALL))
+
+    table = (root / "docs" / "envelope.md").read_text()
+
+    assert {"malformed", "signature", "decrypt", "replay", "codec"} <= reasons
+    assert not [reason for reason in reasons if f"| `{reason}` |" not in table]

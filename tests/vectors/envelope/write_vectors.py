@@ -243,6 +243,10 @@ FORGED: dict[str, tuple[str, Recipe]] = {
         "malformed",
         Recipe(content={5: None}, content_unprotected={5: bytes(range(12))}),
     ),
+    "an unprotected member of the content": (
+        "malformed",
+        Recipe(content_unprotected={6: b"\x00"}),
+    ),
     "iv of 13 bytes": ("malformed", Recipe(content={5: bytes(13)})),
     "keys not ascending": ("malformed", Recipe(hand_protected=_unsorted)),
     "an integer with a longer head": ("malformed", Recipe(hand_protected=_long_head)),
