@@ -36,7 +36,12 @@ class Peer:
     """
 
     def __init__(
-        self, port: int, tls: ssl.SSLContext, *, client_id: str = "", session_s: int = 0
+        self,
+        port: int,
+        tls: ssl.SSLContext,
+        *,
+        client_id: str = "",
+        session_s: int = 0,
     ) -> None:
         self.messages: list[mqtt.MQTTMessage] = []
         self.refused: list[str] = []
@@ -48,7 +53,7 @@ class Peer:
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5
         )
         self.client.tls_set_context(tls)
-        self.client.reconnect_delay_set(1, 1)
+        self.client.reconnect_delay_set(0.05, 0.05)  # type: ignore[arg-type] # any number works
         self.client.on_connect = self._on_connect
         self.client.on_subscribe = lambda *a: self._subscribed.put(a[3])
         self.client.on_message = lambda _, __, message: self.messages.append(message)
