@@ -10,7 +10,7 @@ Rules:
  * A tag is returned as it stands and never acted on. cbor2's own reader turns tags into dates,
    patterns and decimals, whose errors escape its error tree; it reads bytes that nobody has
    authenticated yet, therefore it is used for writing only.
- * Memory is bounded by the input: a head that promises more items than bytes are left is refused.
+ * Memory is bounded by the input: nothing is set aside for items that only a head promises.
 """
 
 import struct
@@ -128,8 +128,6 @@ class _Reader:
 
     def _array(self, count: int, depth: int) -> list[Any]:
         data = self.data
-        if count > len(data) - self.at:
-            raise malformed("CBOR array promises more items than there are bytes")
         items: list[Any] = []
         append = items.append
         for _ in range(count):
@@ -146,8 +144,6 @@ class _Reader:
         return items
 
     def _map(self, count: int, depth: int) -> dict[int | str, Any]:
-        if 2 * count > len(self.data) - self.at:
-            raise malformed("CBOR map promises more entries than there are bytes")
         entries: dict[int | str, Any] = {}
         previous = b""
         for _ in range(count):

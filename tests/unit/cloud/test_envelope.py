@@ -149,7 +149,7 @@ def test_only_the_recipients_key_opens_it() -> None:
 @pytest.mark.parametrize("recipient_kid", [b"\xff", b"", "text"])
 def test_a_recipient_without_a_readable_kid_is_refused(recipient_kid: object) -> None:
     _, payload = verify1(envelope(), devices())
-    encrypt = cbor2.loads(payload)
+    encrypt = cbor.decode(payload)
     encrypt.value[3][0][0] = cbor.encode({1: 53, 4: recipient_kid})
 
     assert refused(sign1(cbor.encode(encrypt), device())).reason in {

@@ -136,6 +136,8 @@ def test_the_bytes_carry_neither_grant_nor_recipient() -> None:
         ("v", (NAN, NAN), {}),
         ("v", (0.0, -0.0), {"scale": 0.5}),
         ("v", (2.0**53, 2.0**53 + 2), {"scale": 0.5}),
+        ("v", (2.0**53, 1.0), {}),
+        ("en", (2.0**53 - 1, 1.0), {}),
     ],
 )
 def test_integers_stand_only_where_they_give_every_value_back(
@@ -206,11 +208,14 @@ def test_a_bomb_is_refused_before_it_unfolds(codec: int, compress: Any) -> None:
 
 
 def test_a_frame_that_asks_for_a_huge_window_is_refused() -> None:
-    options = {zstd.CompressionParameter.window_log: 27}
-    packer = zstd.ZstdCompressor(options=options)
-    frame = packer.compress(bytes(1000)) + packer.flush()
+    held = zstd.decompress(encode(batch(SPEED)))
 
-    assert refused(frame) == "malformed"
+    def framed(window_log: int) -> bytes:
+        packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: window_log})
+        return packer.compress(held) + packer.flush()
+
+    assert decode(framed(23))
+    assert refused(framed(24)) == "malformed"
 
 
 def test_columns_that_multiply_one_time_column_are_counted_before_they_are_built() -> None:

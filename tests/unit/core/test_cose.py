@@ -19,7 +19,7 @@ from agent.core.cose import (
     sign1,
     verify1,
 )
-from agent.core.jwk import encode_base64url
+from agent.core.jwk import decode_base64url, encode_base64url
 from agent.errors import EnvelopeRejected, KeyFileError
 from tests.sealing import ALGS, device, device_jwk, devices
 
@@ -106,6 +106,14 @@ def test_an_ecdsa_signature_is_64_bytes_and_not_der() -> None:
     assert refused(forged) == "signature"
 
 
+def test_an_ecdsa_signature_has_one_length() -> None:
+    """A zero between R and S would else change neither."""
+    protected, _, payload, signature = cbor2.loads(sign1(b"payload", device("ES256"))).value
+    longer = signature[:32] + b"\0" + signature[32:]
+
+    assert refused(cbor2.dumps(CBORTag(18, [protected, {}, payload, longer]))) == "signature"
+
+
 def test_an_ecdsa_signature_of_zeros_is_refused() -> None:
     protected, _, payload, _ = cbor2.loads(sign1(b"payload", device("ES256"))).value
 
@@ -175,6 +183,7 @@ def test_a_broken_private_jwk_is_refused_without_telling_the_key(
         {"d": encode_base64url(b"\xff" * 32)},
         {"y": _P256["x"]},
         {"y": None},
+        {"d": encode_base64url(b"\0" + decode_base64url(_P256["d"]))},
     ],
 )
 def test_a_broken_p256_jwk_is_refused(changes: dict[str, Any]) -> None:
