@@ -54,7 +54,8 @@ class Doors:
     def vehicle(self, name: str) -> Peer:
         key = f"vehicle {name}"
         if key not in self._peers:
-            self._peers[key] = Peer(self._broker.port, context(self._pki.vehicle(name)))
+            tls = context(self._pki.vehicle(name))
+            self._peers[key] = Peer(self._broker.port, tls, client_id=name)
         return self._peers[key]
 
     def backend(self, name: str, key: str = "") -> Peer:
