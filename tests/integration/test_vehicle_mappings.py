@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vehicle_oracle import EXPECTATIONS, ROOT, VEHICLES, find
+
 from agent.core.binding import Binding, bind
 from agent.core.catalogue import Catalogue, parse_catalogue
 from agent.core.dbc import parse_dbc
@@ -16,7 +18,6 @@ from agent.core.mapping import parse_mapping
 from agent.core.model import CAN_EFF_FLAG, Frame
 from agent.core.policy import Policy, parse_unsigned_policy
 from agent.core.replay import Replay
-from vehicle_oracle import EXPECTATIONS, ROOT, VEHICLES, find
 
 pytestmark = pytest.mark.captures
 
