@@ -1,4 +1,5 @@
 # What a newcomer needs: make demo, make test. Everything else: make help.
+#   PYTHON=python3.12 chooses the interpreter of .venv; PYTEST_ARGS=... goes to pytest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
@@ -9,9 +10,7 @@ CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-venv: .venv/.ready ## Make .venv with everything; .venv/bin/consentry runs then.
-
-.venv/.ready: requirements/dev.txt pyproject.toml scripts/venv
+venv: ## Make .venv with everything; .venv/bin/consentry runs then.
 	@scripts/venv .venv
 
 demo: venv ## Play a drive through broker, agent and two recipients.
@@ -19,30 +18,30 @@ demo: venv ## Play a drive through broker, agent and two recipients.
 
 test: venv ## Run all tests (system packages are installed when run as root).
 	@scripts/system-packages
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_ARGS) tests
 
 test-unit: venv ## Run the unit tests: seconds.
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -n 2 $(PYTEST_ARGS) tests/unit
 
 check: venv ## Format, lint, types, import rules, unit tests.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n 2 tests/unit
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q -n 2 $(PYTEST_ARGS) tests/unit
 
 format: venv ## Format, and mend what the linter can.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: venv ## Pin the dependencies anew.
-	@scripts/lock
+lock: venv ## Pin what pyproject.toml asks for; UPGRADE=1 takes the newest releases.
+	@scripts/lock $(if $(UPGRADE),--upgrade)
 
 bench: venv ## Measure speed and size against cantools and JSON.
 	$(BIN)/python -m tests.bench.bench_pipeline --captures $(CAPTURES)
 
 test-matrix: ## Run the unit tests on every installed Python of 3.11, 3.12, 3.13.
-	@scripts/test-matrix
+	@scripts/test-matrix $(PYTEST_ARGS)
 
 clean: ## Remove what was made here.
-	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis dist build
