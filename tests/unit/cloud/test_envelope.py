@@ -98,9 +98,8 @@ def test_the_header_names_the_codec() -> None:
     assert list(map(content, opened(data).columns)) == list(map(content, made.columns))
 
 
-@pytest.mark.parametrize("alg", ALGS)
-def test_any_flipped_bit_is_refused(alg: str) -> None:
-    data = envelope(batch(column((1,))), alg)
+def test_any_flipped_bit_is_refused() -> None:
+    data = envelope(batch(column((1,))))
 
     for bit in range(8 * len(data)):
         forged = bytearray(data)

@@ -65,7 +65,7 @@ def naive(value: Any) -> list[tuple[Any, ...]]:
 @example(batch(column((2**70, -(2**70), 0))))
 @example(batch(column((1e308, -1e308, 5e-324), scale=1e-300, offset=1e308)))
 @example(batch(column((1.0, 2.0), scale=INF, offset=NAN)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_what_was_sampled_comes_back_type_by_type_and_bit_by_bit(made: Batch) -> None:
     columns = decode(encode(made))
 
@@ -257,7 +257,7 @@ _PIECES = st.recursive(
 
 
 @given(batches(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_a_batch_with_a_forged_part_gives_columns_or_our_error(
     made: Batch, data: st.DataObject
 ) -> None:
