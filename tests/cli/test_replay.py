@@ -609,6 +609,27 @@ def test_an_ambiguous_signal_is_not_taken_and_its_candidates_are_named(
     assert "Vehicle.TraveledDistance" in captured.out
 
 
+@pytest.mark.parametrize(("end", "taken"), [("300.499999", [80.0]), ("300.500000", [80.0, 90.0])])
+def test_a_held_change_is_taken_where_the_log_reaches_its_time(
+    bench: Bench, capsys: Capsys, end: str, taken: list[float]
+) -> None:
+    """Any frame tells the time, also one that nobody may have; the time is t_last + interval."""
+    bench.map({"Vehicle.Speed": {**ENTRIES["Vehicle.Speed"], "on_change": True}})
+    bench.grant({"scope": "read_speedometer", "constraints": {"min_interval_s": 0.5}})
+    bench.write(
+        "drive.log",
+        "(1780300300.000000) can0 100#401F\n"
+        "(1780300300.100000) can0 100#2823\n"
+        f"(1780300{end}) can0 7FF#00\n",
+    )
+
+    bench.replay()
+
+    found = rows(capsys)
+    assert [row["value"] for row in found] == taken
+    assert [row["t"] % 10**9 for row in found] == [0, 500_000_000][: len(taken)]
+
+
 def test_odd_frames_hurt_nobody(bench: Bench, capsys: Capsys) -> None:
     """A remote frame, an error frame, an unknown id, an extended twin, one too long, one too short.
 
