@@ -5,11 +5,13 @@ Rules:
    can reach nothing but the functions below (no names, attributes, calls, strings or loops).
  * `^` is power, as in KUKSA's mappings, and so is `**`; powers are computed in floating point, so
    no text can make a number of a million digits.
- * What has no finite real result (division by zero, a domain error, an overflow) is no value: None.
+ * What has no finite real result (division by zero, a domain error, an overflow), or one beyond
+   the doubles, is no value: None.
 """
 
 import ast
 import math
+import sys
 from collections.abc import Callable
 
 MAX_LENGTH = 512  # Characters; the longest of KUKSA's own is 20.
@@ -44,6 +46,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Number], int, int | None]] = {
     "trunc": (math.trunc, 1, 1),
 }
 _CONSTANTS = {"PI": math.pi, "E": math.e}
+_BIGGEST = sys.float_info.max
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Mod)
 
 
@@ -77,8 +80,9 @@ def compile_expression(text: str) -> Callable[[Number], Number | None]:
             result = eval(code, scope, {"x": x})  # noqa: S307 - the tree holds arithmetic only, see _checked
         except (ArithmeticError, ValueError):
             return None
-        # Comparing an int with inf needs no conversion, so a long int cannot overflow here.
-        return result if -math.inf < result < math.inf else None
+        # Comparing an int with a float needs no conversion, so a long int cannot overflow here; it
+        # would in the next step that computes with floats.
+        return result if -_BIGGEST <= result <= _BIGGEST else None
 
     return evaluate
 

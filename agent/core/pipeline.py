@@ -34,13 +34,17 @@ OnSample = Callable[[Take, int, Value], None]
 class _Track:
     """The state of one take: its sampler, its share of the open batch and what was dropped."""
 
-    __slots__ = ("batch", "drops", "index", "sampler", "take", "taken", "times_ms", "values")
+    __slots__ = (
+        *("batch", "drops", "index", "queued_ns", "sampler"),
+        *("take", "taken", "times_ms", "values"),
+    )
 
     def __init__(self, take: Take, batch: "_OpenBatch", index: int) -> None:
         self.take = take
         self.index = index
         self.batch = batch
         self.sampler = Sampler(take.interval_ns, on_change=take.on_change, once=take.once)
+        self.queued_ns: int | None = None  # When the pipeline will look for what is held.
         self.times_ms: list[int] = []
         self.values: list[Value] = []
         self.taken = 0
@@ -233,6 +237,10 @@ class Pipeline:
             self._on_sample(track.take, t_ns, value)
 
     def _wait(self, track: _Track) -> None:
+        # A signal that flickers in a long interval is held again and again for the same moment.
+        if track.queued_ns == track.sampler.due_ns:
+            return
+        track.queued_ns = track.sampler.due_ns
         self._order += 1
         heapq.heappush(self._waiting, (track.sampler.due_ns, track.index, self._order, track))
 
@@ -241,6 +249,7 @@ class Pipeline:
         while self._waiting and self._waiting[0][0] <= t_ns:
             due_ns, _, _, track = heapq.heappop(self._waiting)
             sampler = track.sampler
+            track.queued_ns = None
             # What went back to the last sample's value is not held any more.
             if sampler.holds and sampler.due_ns == due_ns:
                 self._append(track, due_ns, sampler.release())

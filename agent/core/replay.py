@@ -5,6 +5,8 @@ Rules:
    sampling.
  * The clock is the log's: `nbf` and `exp` are held against the time of each frame. What needs a
    live vehicle (floor clock, `offline_s`, `aud`, local stop) does not apply.
+ * A held change is taken when a granted frame, the end of a grant or the end of the log shows that
+   its time has come: it must not matter in what portions the frames are fed.
  * Samples come in the order of (t, as taken), t in whole ms.
 """
 
@@ -20,8 +22,6 @@ from agent.core.pipeline import Pipeline, TakeCounts
 from agent.core.plan import Plan, Skipped, Take, compile_plan, is_j1939_id, pgn_of
 from agent.core.policy import GrantState, Policy
 from agent.core.transform import Drop
-
-TICK_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,6 @@ class Replay:
         self._skipped: dict[tuple[str, str], Skipped] = {}
         self._seen: Counter[tuple[str, int]] = Counter()
         self._now_ns: int | None = None
-        self._ticked_ns = 0
 
     def feed(self, frames: Sequence[Frame]) -> None:
         """Take what the policy allows from the next frames of the recording.
@@ -97,8 +96,7 @@ class Replay:
                     self._plan_for(frame[0])
                 self._pipeline.feed((frame,))
         self._now_ns = last if self._now_ns is None else max(self._now_ns, last)
-        if self._now_ns - self._ticked_ns >= TICK_NS:
-            self._tick(times[-1])
+        self._pipeline.drain()  # The samples are in the rows already, in the order as taken.
 
     def finish(self) -> None:
         """Take the held changes that are due at the log's last moment."""
@@ -161,8 +159,7 @@ class Replay:
 
     def _tick(self, t_ns: int) -> None:
         self._pipeline.tick(t_ns)
-        self._pipeline.drain()  # The samples are in the rows already, in the order as taken.
-        self._ticked_ns = t_ns
+        self._pipeline.drain()
 
     def _remember(self) -> None:
         self._counts |= self._pipeline.counts()

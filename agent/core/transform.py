@@ -31,6 +31,7 @@ from agent.core.model import Value
 from agent.core.units import Conversion
 
 GRID_DECIMALS = 7  # 1e-7 degrees is 11 mm at the equator, below any receiver's accuracy.
+_SAFE_BITS = 900  # Of 1024: an integer of raw * scale + offset that no double is too short for.
 _EXACT = float(2**53)  # Above it neighbouring doubles are further apart than one.
 _J1939_RESERVED = 0xFB  # SAE J1939-71 table 1: 0xFB.. reserved, 0xFE.. error, 0xFF.. not available.
 
@@ -128,21 +129,32 @@ class _Writer:
             self.line("v = raw")
         else:
             self.line("v = raw * SCALE + OFFSET", SCALE=scale, OFFSET=offset)
-        if self._field.is_float or isinstance(scale, float) or isinstance(offset, float):
-            self.line("if not -BIGGEST <= v <= BIGGEST: return RANGE", BIGGEST=sys.float_info.max)
+        if (
+            self._field.is_float
+            or isinstance(scale, float)
+            or isinstance(offset, float)
+            or self._field.length + scale.bit_length() > _SAFE_BITS
+            or offset.bit_length() > _SAFE_BITS
+        ):
+            self.in_doubles()
+
+    def in_doubles(self) -> None:
+        """A longer integer would raise where it meets a float."""
+        self.line("if not -BIGGEST <= v <= BIGGEST: return RANGE", BIGGEST=sys.float_info.max)
 
     def look_up(self, choices: tuple[Choice, ...]) -> None:
         """A name matches as text, a number matches the physical value; the first line wins."""
-        by_name: dict[str, Value] = {}
         by_number: dict[Number, Value] = {}
         for choice in choices:
-            if isinstance(choice.source, str):
-                by_name.setdefault(choice.source, choice.target)
-            else:
+            if not isinstance(choice.source, str):
                 by_number.setdefault(choice.source, choice.target)
-        by_raw = {
-            raw: by_name[name] for raw, name in self._field.choices.items() if name in by_name
-        }
+        by_raw: dict[int, Value] = {}
+        for raw, name in self._field.choices.items():
+            number = raw * self._field.scale + self._field.offset
+            for choice in choices:
+                if choice.source in (name, number):
+                    by_raw[raw] = choice.target
+                    break
         self.line("v = BY_RAW.get(raw)", BY_RAW=by_raw)
         if by_number:
             self.line(
@@ -160,6 +172,8 @@ class _Writer:
     ) -> None:
         if not conversion.is_identity:
             self.line("v = v * FACTOR + SHIFT", FACTOR=conversion.factor, SHIFT=conversion.offset)
+            if isinstance(conversion.factor, int):
+                self.in_doubles()
         if valid is not None:
             self.line("if not LOW <= v <= HIGH: return INVALID", LOW=valid[0], HIGH=valid[1])
         if grid_deg is not None:
@@ -170,8 +184,10 @@ class _Writer:
             self.line("v = round((floor(n) + 0.5) * GRID, DECIMALS)", DECIMALS=GRID_DECIMALS)
         if quantum is not None:
             self.line("n = v / QUANTUM", QUANTUM=quantum)
-            # Beyond 2**53 steps every double is a multiple already.
-            self.line("if -EXACT < n < EXACT: v = round(n) * QUANTUM", EXACT=_EXACT)
+            # Also beyond 2**53 steps: there a long integer is no multiple yet.
+            self.line(
+                "if -BIGGEST <= n <= BIGGEST: v = round(n) * QUANTUM", BIGGEST=sys.float_info.max
+            )
 
     def finish_number(self, datatype: str) -> None:
         if datatype in INTEGER_RANGES:

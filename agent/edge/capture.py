@@ -3,6 +3,8 @@
 Rules:
  * Nothing but closed batches leaves this thread.
  * A new plan is swapped in between two chunks, without a lock: `swap` leaves it at the door.
+ * While chunks lie in the queue, time is that of the frames and not the clock's: how far the thread
+   lags behind must not decide which of two changes is taken.
  * The queue of chunks is bounded. When the thread cannot keep up, the newest chunk is dropped and
    its frames are counted: the readers never block, so they lose nothing silently.
 """
@@ -115,7 +117,10 @@ class Capture:
             self._pipeline.feed(frames)
         now_ns = self._clock()
         if now_ns - self._ticked_ns >= TICK_NS or now_ns < self._ticked_ns:
-            self._pipeline.tick(now_ns)
+            if self._chunks.empty():
+                self._pipeline.tick(now_ns)
+            elif frames:
+                self._pipeline.tick(min(now_ns, frames[-1][0]))
             self._ticked_ns = now_ns
         self.turns += 1
         self._hand_over()

@@ -110,13 +110,15 @@ class PyCanReader:
         while not self._stop.is_set():
             message = bus.recv(timeout=POLL_S)
             chunk: list[Frame] = []
-            while message is not None:
-                chunk.append(_frame(message, self.name))
-                if len(chunk) >= CHUNK:
-                    break
-                message = bus.recv(timeout=0)
-            if chunk:
-                self._sink(chunk)
+            try:
+                while message is not None:
+                    chunk.append(_frame(message, self.name))
+                    if len(chunk) >= CHUNK:
+                        break
+                    message = bus.recv(timeout=0)
+            finally:  # What was read before the adapter failed counts.
+                if chunk:
+                    self._sink(chunk)
 
 
 def _frame(message: can.Message, bus: str) -> Frame:

@@ -297,3 +297,15 @@ def test_ticks_between_frames_change_no_sample(granted: list[int], every: int) -
         pipeline.stop()
 
     assert sorted(rows(ticked.drain())) == sorted(rows(unticked.drain()))
+
+
+def test_a_signal_that_flickers_in_a_long_interval_costs_no_memory() -> None:
+    policy = car.policy({"g": {"read_security": {"min_interval_s": 86_400}}})
+    pipeline = Pipeline(plan(policy))
+
+    pipeline.feed([car.door(t, t % 2) for t in range(1000)])
+
+    assert len(pipeline._waiting) == 1
+    pipeline.tick(86_400 * NS_PER_S)
+    pipeline.stop()
+    assert [row[2:] for row in rows(pipeline.drain())] == [(0, False), (86_400_000, True)]

@@ -228,3 +228,43 @@ def test_whole_numbers_stay_exact(raw: int, datatype: str) -> None:
         assert value == raw
     else:
         assert value == (raw if raw < 2**63 else Drop.RANGE)
+
+
+@pytest.mark.parametrize("raw", [10**17 + 3, 2**64 - 1, 2**53 * 10 + 1])
+def test_no_long_integer_passes_its_quantum(raw: int) -> None:
+    """Beyond 2**53 steps an integer has digits that a double has not."""
+    field = replace(PLAIN, length=64)
+
+    value = transform(raw, field=field, datatype="uint64", quantum=1000.0)
+
+    assert value is Drop.RANGE or value % 1000 == 0
+
+
+@pytest.mark.parametrize("limits", [{"quantum": 0.5}, {"grid_deg": 0.01}, {}])
+@pytest.mark.parametrize("conversion", [IDENTITY, Conversion(1000, 0), Conversion(0.5, 1)])
+@pytest.mark.parametrize("field", [
+    replace(PLAIN, length=512, scale=10**299),
+    replace(PLAIN, length=512, offset=10**299),
+    replace(PLAIN, length=64, scale=10**299),
+])  # fmt: skip
+def test_numbers_that_no_double_holds_are_dropped_and_raise_nothing(
+    field: Field, conversion: Conversion, limits: dict[str, float]
+) -> None:
+    value = transform(2**field.length - 1, field=field, conversion=conversion, **limits)
+
+    assert value is Drop.RANGE or isinstance(value, float)
+
+
+def test_math_that_gives_a_number_too_long_for_a_double_has_no_result() -> None:
+    entry = replace(ENTRY, math=compile_expression("x*1" + "0" * 400))
+
+    assert transform(1, entry=entry, quantum=0.5) is Drop.MATH
+
+
+def test_the_first_line_of_a_mapping_that_fits_wins_by_name_or_by_number() -> None:
+    field = replace(PLAIN, choices={0: "Off", 1: "On"})
+    entry = replace(
+        ENTRY, choices=(Choice(0, 10), Choice("Off", 20), Choice("On", 30), Choice(1, 40))
+    )
+
+    assert [transform(raw, field=field, entry=entry, datatype="int8") for raw in (0, 1)] == [10, 30]
