@@ -11,12 +11,15 @@ Rules:
    closed under an older consent comes after the policy and is refused by the store.
  * On a new connection the policy comes first: nothing is published until the broker's retained
    policy was looked at, or has not come for a moment.
- * A policy message is acknowledged to the broker only when its outcome is on disk.
+ * A policy message is acknowledged to the broker only when its outcome is on disk. If the disk
+   refuses it the process ends: it may have been a revocation, and the broker brings it again.
+ * A grant begins and ends at its second, not at the next tick.
  * The disk refusing a batch loses that batch, counted and logged, never the consent.
 """
 
 import hashlib
 import logging
+import math
 import queue
 import time
 from collections import Counter
@@ -45,6 +48,7 @@ from agent.edge.uplink import (
 from agent.errors import PolicyRejected, StoreError
 
 TICK_S = 1.0
+LEAST_WAIT_S = 0.01  # Before a moment at which a grant begins or ends.
 POLICY_FIRST_S = 2.0  # How long a new connection waits for the retained policy before it publishes.
 DEFAULT_RETENTION_S = 30 * 86_400  # Where a grant names none.
 EMPTY_LEDGER = (0, hashlib.sha256(b"").digest())  # RFC 9162 2.1.1: the hash of an empty tree.
@@ -95,7 +99,7 @@ class Agent:
         self._swap = swap
         self._clock = clock
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._publish_after_s = 0.0
+        self._publish_after_s = math.inf  # Until there is a connection.
         self._last_ack: bytes | None = None
         self._ticked_ns = 0
         self.counts: Counter[str] = Counter()
@@ -117,33 +121,20 @@ class Agent:
         self._enact(change)
 
     def turn(self, timeout_s: float = TICK_S) -> None:
-        """Handle the events that lie in the queue, waiting for one at most `timeout_s`."""
-        events = self._take(timeout_s)
+        """Handle the events that lie in the queue, waiting for one at most `timeout_s`.
+
+        Raises:
+            StoreError: The disk refused what consent needs; the process must not go on.
+        """
+        events = self._take(min(timeout_s, self._until_due_s()))
         delivered = [event.row_id for event in events if isinstance(event, Delivered)]
         if delivered:
             self._store.delivered(delivered)
             self.counts["delivered"] += len(delivered)
         for event in events:
-            match event:
-                case Batches(batches):
-                    for batch in batches:
-                        self._keep(batch)
-                case PolicyArrived(data, token):
-                    self._policy(data)
-                    self._publish_after_s = 0.0
-                    self._uplink.acknowledge(token)
-                case Connected():
-                    self._connected()
-                case Disconnected(reason):
-                    _log.info("uplink down", extra={"reason": reason})
-                case Refused(row_id, reason_code):
-                    self.counts["refused"] += 1
-                    _log.warning(
-                        "broker refused an envelope",
-                        extra={"row": row_id, "reason_code": reason_code},
-                    )
+            self._handle(event)
         now_ns = self._clock()
-        if abs(now_ns - self._ticked_ns) >= TICK_S * NS_PER_S:
+        if abs(now_ns - self._ticked_ns) >= TICK_S * NS_PER_S or self._consent.is_due(now_ns):
             self._tick(now_ns)
         self._publish(now_ns)
         self.turns += 1
@@ -167,6 +158,33 @@ class Agent:
                 for batch in event.batches:
                     self._keep(batch)
 
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Batches(batches):
+                for batch in batches:
+                    self._keep(batch)
+            case PolicyArrived(data, token):
+                self._policy(data)
+                if self._publish_after_s < math.inf:
+                    self._publish_after_s = 0.0
+                self._uplink.acknowledge(token)
+            case Connected():
+                self._connected()
+            case Disconnected(reason):
+                # Not only at the next `Connected`: the connection may be up before we hear.
+                self._publish_after_s = math.inf
+                _log.info("uplink down", extra={"reason": reason})
+            case Refused(row_id, reason_code):
+                self.counts["refused"] += 1
+                _log.warning(
+                    "broker refused an envelope",
+                    extra={"row": row_id, "reason_code": reason_code},
+                )
+
+    def _until_due_s(self) -> float:
+        """Return how long the plan holds, but no shorter than a wait that costs nothing."""
+        return max(LEAST_WAIT_S, (self._consent.plan.until_ns - self._clock()) / NS_PER_S)
+
     def _take(self, timeout_s: float) -> list[Event]:
         events: list[Event] = []
         try:
@@ -181,7 +199,11 @@ class Agent:
     def _keep(self, batch: Batch) -> None:
         """Seal a batch to its recipient and append it to the spool."""
         policy, grant = self._consent.policy, self._consent.grant(batch.grant_id)
-        if policy is None or grant is None or grant.rev != batch.rev:
+        if (
+            policy is None
+            or grant is None
+            or (grant.rev, grant.recipient_id) != (batch.rev, batch.recipient)
+        ):
             self.counts["dropped_ended"] += 1
             return
         recipient = policy.recipients[batch.recipient].keys[0]
@@ -241,9 +263,6 @@ class Agent:
         except PolicyRejected as exc:
             outcome, reason = "refused", exc.reason
             _log.warning("policy refused", extra={"reason": exc.reason, "error": exc.message})
-        except StoreError as exc:
-            outcome, reason = "refused", "storage"
-            _log.error("policy not stored", extra={"error": exc.message})
         if change is not None:
             self._enact(change)
             _log.info(

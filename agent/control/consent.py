@@ -102,6 +102,7 @@ class Consent:
         if admission is Admission.REPEAT and self.policy is not None:
             return admission, None
         live, ended = self._sorted_out(policy, now_ns, applied_ns=now_ns)
+        plan, suspended = self._compiled(policy, now_ns, applied_ns=now_ns)
         before = {grant.grant_id for grant in self._store.live_grants()}
         purged = self._store.apply_policy(
             StoredPolicy(
@@ -117,9 +118,9 @@ class Consent:
             now_ns,
         )
         self.policy, self._applied_ns = policy, now_ns
+        self.plan, self._suspended = plan, suspended
         active = {grant.grant_id for grant in live if grant.state == "active"}
         gone = before - {grant.grant_id for grant in live}
-        self._compile(now_ns)
         return admission, Change(
             plan=self.plan,
             ended=tuple(sorted(gone)),
@@ -131,7 +132,7 @@ class Consent:
         """Whether a grant has begun, ended or lapsed since the plan was made."""
         return (
             not self.plan.from_ns <= now_ns < self.plan.until_ns
-            or self._lapsed(now_ns) != self._suspended
+            or _lapsed(self.policy, now_ns, self._applied_ns) != self._suspended
         )
 
     def refresh(self, now_ns: int) -> Change:
@@ -152,7 +153,9 @@ class Consent:
             for grant in live:
                 if known.get(grant.grant_id, grant.state) != grant.state:
                     self._store.set_grant_state(grant.grant_id, grant.state)
-        self._compile(now_ns)
+        self.plan, self._suspended = self._compiled(
+            self.policy, now_ns, applied_ns=self._applied_ns
+        )
         after = {grant.grant_id: grant.state for grant in self._store.live_grants()}
         return Change(
             plan=self.plan,
@@ -195,33 +198,35 @@ class Consent:
                 live.append(LiveGrant(grant.grant_id, grant.rev, "pending"))
         return live, ended
 
-    def _compile(self, now_ns: int) -> None:
-        suspended = self._lapsed(now_ns)
+    def _compiled(
+        self, policy: Policy | None, now_ns: int, *, applied_ns: int
+    ) -> tuple[Plan, frozenset[str]]:
+        """Return the plan of a policy, and the ids of the grants that are suspended in it."""
+        suspended = _lapsed(policy, now_ns, applied_ns)
         # A grant with a tombstone is not live, whatever the policy says of it.
         buried = {
             grant.grant_id
-            for grant in (self.policy.grants if self.policy else ())
+            for grant in (policy.grants if policy else ())
             if self._store.tombstoned(grant.grant_id) is not None
         }
-        self.plan = compile_plan(
-            self.policy,
+        plan = compile_plan(
+            policy,
             self._catalogue,
             self._binding,
             now_ns=now_ns,
             named_buses=self._named_buses,
             suspended=suspended | buried,
         )
-        self._suspended = suspended
-
-    def _lapsed(self, now_ns: int) -> frozenset[str]:
-        grants = self.policy.grants if self.policy is not None else ()
-        return frozenset(
-            grant.grant_id for grant in grants if _lapses_ns(grant, self._applied_ns) <= now_ns
-        )
+        return plan, suspended
 
     def _halt_all(self) -> None:
         for grant in self._store.live_grants():
             self._store.set_grant_state(grant.grant_id, "pending")
+
+
+def _lapsed(policy: Policy | None, now_ns: int, applied_ns: int) -> frozenset[str]:
+    grants = policy.grants if policy is not None else ()
+    return frozenset(g.grant_id for g in grants if _lapses_ns(g, applied_ns) <= now_ns)
 
 
 def _lapses_ns(grant: Grant, applied_ns: int) -> int:

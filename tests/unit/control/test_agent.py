@@ -1,0 +1,117 @@
+"""The agent lane by itself: a real store, a network lane that was never started."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cloud.policy import recipient
+from agent.control import Agent, Batches, Consent
+from agent.core.model import NS_PER_S
+from agent.core.pipeline import Pipeline
+from agent.core.plan import Plan
+from agent.edge.store import Store
+from agent.edge.uplink import PolicyArrived, PolicyToken, Uplink, UplinkConfig
+from agent.errors import StoreError
+from tests import car
+from tests.cloud import VEHICLE, Cloud
+
+ODOMETER = {"read_odometer": {"min_interval_s": 0}}
+
+
+class Lane:
+    """An agent, its clock, and the plans that it put in force."""
+
+    def __init__(self, state: Path, cloud: Cloud) -> None:
+        self.now_ns = cloud.now_s * NS_PER_S
+        self.plans: list[Plan] = []
+        self.store = Store.open(state)
+        self.consent = Consent(
+            self.store,
+            vehicle=VEHICLE,
+            catalogue=car.catalogue(),
+            trust=cloud.trust,
+            binding=car.binding(),
+            named_buses=(),
+        )
+        nowhere = UplinkConfig(
+            host="127.0.0.1",
+            port=9,
+            vehicle=VEHICLE,
+            client_id=VEHICLE,
+            tls=None,
+            plaintext_loopback=True,
+        )
+        self.agent = Agent(
+            vehicle=VEHICLE,
+            device=cloud.device,
+            store=self.store,
+            consent=self.consent,
+            uplink=Uplink(nowhere, on_event=lambda _: None),
+            swap=self.plans.append,
+            clock=lambda: self.now_ns,
+        )
+
+    def arrive(self, token: str) -> None:
+        self.agent.post(PolicyArrived(token.encode(), PolicyToken(1, 1)))
+        self.agent.turn(0.0)
+
+
+@pytest.fixture
+def cloud() -> Cloud:
+    return Cloud()
+
+
+@pytest.fixture
+def lane(tmp_path: Path, cloud: Cloud) -> Iterator[Lane]:
+    made = Lane(tmp_path / "state", cloud)
+    yield made
+    made.store.close()
+
+
+def collected(plan: Plan, now_ns: int) -> Batches:
+    pipeline = Pipeline(plan)
+    pipeline.feed([car.odometer(now_ns / 1e6, 7)])
+    pipeline.stop()
+    return Batches(pipeline.drain())
+
+
+def test_a_grant_begins_at_its_second_and_not_at_the_next_tick(lane: Lane, cloud: Cloud) -> None:
+    """Between the two every other grant would lose its frames too: the plan holds no longer."""
+    later = cloud.grant(ODOMETER, grant_id="g2", nbf=cloud.now_s + 1)
+    lane.now_ns += NS_PER_S // 2
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER), later))
+
+    lane.now_ns += NS_PER_S // 2
+    lane.agent.turn(0.0)
+
+    assert [grant.grant_id for grant in lane.plans[-1].live] == ["g1", "g2"]
+
+
+def test_a_policy_that_the_disk_refuses_ends_the_lane_unanswered(lane: Lane, cloud: Cloud) -> None:
+    """It may be a revocation: neither may it be taken for handled, nor may we go on without it."""
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+    lane.store.close()
+    plans = len(lane.plans)
+
+    with pytest.raises(StoreError):
+        lane.arrive(cloud.revoke("g1"))
+
+    assert len(lane.plans) == plans
+
+
+def test_a_batch_for_a_recipient_who_has_the_grant_no_more_is_dropped(
+    lane: Lane, cloud: Cloud
+) -> None:
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+    batches = collected(lane.plans[-1], lane.now_ns)
+    only_city: dict[str, Any] = {"city": recipient("city", cloud.keys["city"])}
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER, recipient="city"), recipients=only_city))
+
+    lane.agent.post(batches)
+    lane.agent.turn(0.0)
+
+    assert len(batches.batches) == 1
+    assert lane.agent.counts["sealed"] == 0
+    assert dict(lane.store.counts()) == {}
