@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import sys
@@ -32,22 +33,48 @@ def note(sentence: str) -> None:
 def result_file(path: Path | None, *, option: str = "--out") -> Iterator[IO[str]]:
     """Give stdout, or a new file that takes the name `path` only when all was written.
 
+    What is there and is no plain file (a pipe, a device, a link) is written to, never replaced.
+
     Args:
         path: The file, or None for stdout.
         option: What the user names it with, for the hint.
     """
     if path is None:
-        yield sys.stdout
+        yield from _standard_output()
         return
-    unfinished = path.with_name(f"{path.name}.part")
+    is_new = not os.path.lexists(path) or (path.is_file() and not path.is_symlink())
+    written = path.with_name(f"{path.name}.part") if is_new else path
     try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
+        with written.open("w", encoding="utf-8", newline="") as file:
             yield file
-        os.replace(unfinished, path)  # noqa: PTH105 - an atomic rename, said as such
-    except OSError as exc:
-        unfinished.unlink(missing_ok=True)
+        if is_new:
+            os.replace(written, path)  # noqa: PTH105 - an atomic rename, said as such
+    except BaseException as exc:
+        if is_new:
+            with contextlib.suppress(OSError):
+                written.unlink(missing_ok=True)
+        if not isinstance(exc, OSError) or isinstance(exc, BrokenPipeError):
+            raise
         raise AgentError(
             f"{path} cannot be written: {exc.strerror}", hint=f"name another file with {option}"
+        ) from exc
+
+
+def _standard_output() -> Iterator[IO[str]]:
+    """Give stdout as UTF-8, whatever the machine's language; say it if it cannot be written."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        # What could not be written is still buffered: keep Python from trying again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise AgentError(
+            f"the standard output cannot be written: {exc.strerror}",
+            hint="make room there, or name a file with --out",
         ) from exc
 
 

@@ -22,6 +22,9 @@ from agent.core.transform import is_numeric
 from agent.core.units import IDENTITY, Conversion, conversion, same_unit
 
 MAX_CANDIDATES = 5  # Named in a warning.
+_ELSEWHERE = "the mapping takes it only from the bus "
+MAX_COMPARED = 500  # Names that a wrong one is compared with; each costs some 20 us.
+_BEGIN = 3  # Characters that a misspelled name has in common with the right one, as in length.
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,9 @@ def bind(
         found = catalogue.signal(entry.path)
         if found is None:
             outside.append(entry.path)
-        elif any_bus or entry.bus is None or entry.bus == bus:
+        elif not any_bus and entry.bus is not None and entry.bus != bus:
+            disabled[entry.path] = f"{_ELSEWHERE}{entry.bus}"
+        else:
             try:
                 made, notes = _bind_entry(entry, found[0], found[1], index, bus)
                 bound.append(made)
@@ -125,9 +130,10 @@ def merge(bindings: Iterable[Binding]) -> Binding:
     parts = list(bindings)
     bound = tuple(item for part in parts for item in part.bound)
     taken = {item.vss.path for item in bound}
-    disabled = {
-        path: why for part in parts for path, why in part.disabled.items() if path not in taken
-    }
+    disabled: dict[str, str] = {}
+    for path, why in (item for part in parts for item in part.disabled.items()):
+        if path not in taken and disabled.get(path, _ELSEWHERE).startswith(_ELSEWHERE):
+            disabled[path] = why
     outside = tuple(dict.fromkeys(path for part in parts for path in part.outside))
     warnings = dict.fromkeys(
         warning
@@ -136,6 +142,9 @@ def merge(bindings: Iterable[Binding]) -> Binding:
         # What one bus lacks and another has is no fault.
         if not any(warning.startswith(f"{path} is not taken") for path in taken)
     )
+    for path, why in disabled.items():
+        if why.startswith(_ELSEWHERE):
+            warnings[f"{path} is not taken: {why}, and no bus has this name"] = None
     return Binding(bound, disabled, outside, tuple(warnings))
 
 
@@ -211,9 +220,22 @@ def _resolve(name: str, index: dict[str, list[_Candidate]]) -> _Candidate:
         names = sorted({f"{item.message}.{item.field.name}" for item in found})
         several = ", ".join(names[:MAX_CANDIDATES]) + (" …" if len(names) > MAX_CANDIDATES else "")
         raise _Unusable(f"{name} is ambiguous, there are {len(found)}: {several}")
-    close = difflib.get_close_matches(name, index, n=3)
+    close = _close_names(name, index)
     hint = f"; close are {', '.join(close)}" if close else ""
     raise _Unusable(f"no DBC has a signal {name}{hint}")
+
+
+def _close_names(name: str, index: Iterable[str]) -> list[str]:
+    """Return up to 3 names that may have been meant; bounded work, for many names may be wrong."""
+    known = list(index)
+    if len(known) > MAX_COMPARED:
+        begin = name[:_BEGIN].casefold()
+        known = [
+            other
+            for other in known
+            if abs(len(other) - len(name)) <= _BEGIN and other[:_BEGIN].casefold() == begin
+        ][:MAX_COMPARED]
+    return difflib.get_close_matches(name, known, n=3)
 
 
 def _sibling(name: str, candidate: _Candidate) -> Field:

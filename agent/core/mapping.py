@@ -26,7 +26,6 @@ Rules:
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ MAX_BYTES = 16 * 1024 * 1024  # A full VSS tree as JSON is half a megabyte.
 MAX_DEPTH = 64
 DEFAULT_INTERVAL_MS = 1000  # KUKSA: neither interval_ms nor on_change is given.
 
+_BEYOND = 1e300  # As for the numbers of a DBC: what is computed with them stays a double.
 _HINT = "the format is described in docs/mapping.md"
 _LEAF_TYPES = ("sensor", "actuator", "attribute")
 _KNOWN_KEYS = frozenset(
@@ -254,7 +254,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    number = _is_int(value) or isinstance(value, float)
+    return number and -_BEYOND < value < _BEYOND  # NaN fails both comparisons.
 
 
 def _is_value(value: Any) -> bool:
@@ -288,7 +289,9 @@ def _leaves(node: dict[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str
 
 def _parse_tree(data: bytes, name: str) -> Any:
     if len(data) > MAX_BYTES:
-        raise MappingError(f"{len(data)} bytes; at most {MAX_BYTES} are read", file=name)
+        raise MappingError(
+            f"{len(data)} bytes; at most {MAX_BYTES} are read", file=name, hint=_HINT
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -299,12 +302,14 @@ def _parse_tree(data: bytes, name: str) -> Any:
             return json.loads(text, object_pairs_hook=_unique)
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
     except json.JSONDecodeError as exc:
-        raise MappingError(f"not JSON: {exc.msg}", file=name, line=exc.lineno) from exc
+        raise MappingError(f"not JSON: {exc.msg}", file=name, line=exc.lineno, hint=_HINT) from exc
     except yaml.MarkedYAMLError as exc:
         at = exc.problem_mark.line + 1 if exc.problem_mark else None
-        raise MappingError(f"not YAML: {exc.problem}", file=name, line=at) from exc
+        raise MappingError(f"not YAML: {exc.problem}", file=name, line=at, hint=_HINT) from exc
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as exc:
-        raise MappingError("not YAML or JSON that a mapping can be read from", file=name) from exc
+        raise MappingError(
+            "not YAML or JSON that a mapping can be read from", file=name, hint=_HINT
+        ) from exc
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -36,7 +36,9 @@ def read_file(path: Path, what: str) -> bytes:
     except IsADirectoryError as exc:
         raise ConfigError(f"{what} {path} is a folder, not a file", hint="name a file") from exc
     except OSError as exc:
-        raise ConfigError(f"{what} {path} cannot be read: {exc.strerror}") from exc
+        raise ConfigError(
+            f"{what} {path} cannot be read: {exc.strerror}", hint="check who may read it"
+        ) from exc
 
 
 def load_catalogue(path: Path) -> Catalogue:

@@ -128,3 +128,27 @@ def test_what_one_bus_lacks_and_another_has_is_no_warning() -> None:
     assert len(both.bound) == 1
     assert (both.disabled, both.warnings) == ({}, ())
     assert merge([lacks]).warnings != ()
+
+
+def test_an_entry_of_a_bus_that_nobody_named_is_told() -> None:
+    mapping = parse_mapping(
+        b"Vehicle.Speed: {type: sensor, dbc2vss: {signal: B.Speed, bus: body}}", name="m"
+    )
+    dbcs = [parse_dbc(TWO, name="two.dbc")]
+
+    named = [bind(mapping, dbcs, car.catalogue(), bus=bus) for bus in ("chassis", None)]
+    result = merge(named)
+
+    assert "only from the bus body" in result.disabled["Vehicle.Speed"]
+    assert any("bus body" in warning for warning in result.warnings)
+    body = bind(mapping, [], car.catalogue(), bus="body")
+    assert "no DBC has" in merge([*named, body, *named]).disabled["Vehicle.Speed"]
+
+
+def test_a_close_name_is_also_found_among_thousands() -> None:
+    many = "".join(f' SG_ Other{n} : 0|1@1+ (1,0) [0|0] "" E\n' for n in range(2000))
+    big = TWO + f"BO_ 3 C: 8 E\n{many}".encode()
+
+    result = bound("dbc2vss: {signal: B.Spede}", dbcs=(big,))
+
+    assert "B.Speed" in result.disabled["Vehicle.Speed"]
