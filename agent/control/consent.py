@@ -147,8 +147,11 @@ class Consent:
             live, ended = self._sorted_out(self.policy, now_ns, applied_ns=self._applied_ns)
             if not self.policy.is_valid(now_ns):
                 purged = self._store.suspend()
-            elif {g.grant_id for g in before} & {t.grant_id for t in ended}:
-                purged = self._store.end_grants(ended, now_ns)
+            if {g.grant_id for g in before} & {t.grant_id for t in ended}:
+                # Also under an expired policy, or a clock set back would revive them. There the
+                # spool is empty by now, so what `suspend` erased is all that there was.
+                over = self._store.end_grants(ended, now_ns)
+                purged = over if self.policy.is_valid(now_ns) else purged
             known = {grant.grant_id: grant.state for grant in self._store.live_grants()}
             for grant in live:
                 if known.get(grant.grant_id, grant.state) != grant.state:

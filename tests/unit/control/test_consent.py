@@ -195,6 +195,22 @@ def test_an_expired_policy_is_zero_grants_and_still_guards_against_rollback(
     assert caught.value.reason == "rollback"
 
 
+def test_a_grant_that_expires_after_its_policy_is_buried_too(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    ending = cloud.grant(ODOMETER, exp=cloud.now_s + 120)
+    consent.receive(cloud.policy(ending, exp=cloud.now_s + 60).encode(), now_ns(cloud))
+    spool(store, "g1")
+
+    at_policy = consent.refresh(now_ns(cloud, 60))
+    at_grant = consent.refresh(now_ns(cloud, 120))
+    consent.refresh(now_ns(cloud, 30))
+
+    assert at_policy.purged.erased["g1"].envelopes == 1
+    assert at_grant.ended == ("g1",)
+    assert store.tombstoned("g1") == "expired"
+    assert granted(consent) == set()
+
+
 def test_a_renewed_policy_brings_the_same_grants_back(store: Store, cloud: Cloud) -> None:
     consent = consent_of(store, cloud)
     consent.receive(
