@@ -10,9 +10,11 @@ Rules:
  * What arrives is not trusted: the size is bounded before anything is unpacked, samples are
    counted before they are built, and whatever the CDDL does not describe is refused.
 
+    codec 1 LZMA (.lzma) around CBOR
     batch   {t: [+ times], c: [+ column]}
-    times   [first ms since the epoch, * change in ms]
-    column  {p: path, s: scope, d: datatype, ? u: unit, i: index into t, values}
+    times   [ms] or [first ms since the epoch, period, + (change in ms - period)]
+    column  {p: number of a known column, i: index into t, values}
+            {p: path, s: scope, d: datatype, ? u: unit, i: index into t, values}
     values  {c: value}                          every value is this one
             {n: changes}                        integers: the first, then differences
             {n: changes, m: [scale, offset]}    floats:   n * scale + offset, two roundings
@@ -21,9 +23,8 @@ Rules:
             {v: [+ value]}                      as they are
 """
 
+import lzma
 import math
-import sys
-import zlib
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -32,59 +33,44 @@ from typing import Any, Final
 
 from agent.core import cbor
 from agent.core.cbor import malformed
+from agent.core.knowncolumn import KNOWN_COLUMNS, NUMBERS, Names
 from agent.core.model import Batch, Column, Value
 from agent.errors import EnvelopeRejected
 
-try:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-except ImportError:  # There is no wheel for 32-bit ARM; zlib is always there.
-    zstd = None  # type: ignore[assignment]
-
-CODEC_ZSTD: Final = 1
-CODEC_ZLIB: Final = 2
-CODEC_ID: Final = CODEC_ZLIB if zstd is None else CODEC_ZSTD
+CODEC_ID: Final = 1
 MAX_PLAINTEXT_BYTES: Final = 16 << 20  # A minute of all signals of a dense bus unpacks to 0.3 MB.
 
-_ZSTD_LEVEL = 6  # Level 3: 6 % larger; 9: the same size; 19: 10 % smaller, 10 times the work.
-_ZLIB_LEVEL = 6
-_ZSTD_WINDOW_LOG = 23  # Memory that a hostile frame may ask for: 8 MiB; level 6 needs 4 MiB.
+# No context bits: neighbouring bytes belong to small independent numbers (docs/envelope.md).
+_LZMA: Final = {
+    "id": lzma.FILTER_LZMA1,
+    "preset": 6,
+    "dict_size": 1 << 19,  # 6 MB of memory to pack, 0.5 to unpack
+    "lc": 0,
+    "lp": 0,
+    "pb": 0,
+}
+_LZMA_MEMORY_BYTES = 4 << 20  # What a hostile head may ask for.
 _EXACT = 2**53  # Integers below are doubles too, so every reader computes the same float.
 _MAX_DIGITS = 9
 _MINUS_ZERO = -(2**63)  # The bits of -0.0, read as a signed integer.
 _VALUE_TYPES = {bool, int, float, str}
-_UNPACK_ERRORS = (zlib.error,) if zstd is None else (zlib.error, zstd.ZstdError)
-_COLUMN_KEYS = {"p", "s", "d", "i"}
+_NUMBERED = {"p", "i"}
+_SPELLED = {"p", "s", "d", "i"}
 _FORMS = ({"c"}, {"n"}, {"n", "m"}, {"n", "e"}, {"n", "k"}, {"v"})
 
 
-def encode(batch: Batch, *, codec: int = CODEC_ID) -> bytes:
-    """Return the plaintext of an envelope: the batch's columns, compressed.
+def encode(batch: Batch) -> bytes:
+    """Return the plaintext of an envelope: the batch's columns, compressed (codec `CODEC_ID`).
 
-    Budget 0.3 us a sample (tests/bench/codec_bytes.py): no call of a Python function per value.
-
-    Args:
-        batch: Columns in the order in which they come back.
-        codec: `CODEC_ZSTD` or `CODEC_ZLIB`; goes into the envelope's header.
+    Budget 0.4 us a sample (tests/bench/codec_bytes.py): no call of a Python function per value.
     """
     places: dict[tuple[int, ...], int] = {}
     columns = []
     for column in batch.columns:
-        entry: dict[str, Any] = {
-            "p": column.path,
-            "s": column.scope,
-            "d": column.datatype,
-            "i": places.setdefault(column.times_ms, len(places)),
-        }
-        if column.unit is not None:
-            entry["u"] = column.unit
-        columns.append(entry | _written(column))
-    packed = cbor.encode({"t": [_changes(times) for times in places], "c": columns})
-    if codec == CODEC_ZLIB:
-        return zlib.compress(packed, _ZLIB_LEVEL)
-    return zstd.compress(packed, _ZSTD_LEVEL)
+        place = places.setdefault(column.times_ms, len(places))
+        columns.append({"i": place, **_written_names(column), **_written(column)})
+    packed = cbor.encode({"t": list(map(_written_times, places)), "c": columns})
+    return lzma.compress(packed, lzma.FORMAT_ALONE, filters=[_LZMA])
 
 
 def decode(
@@ -105,7 +91,7 @@ def decode(
     batch = cbor.decode(_unpacked(plaintext, codec, max_bytes))
     if not isinstance(batch, dict) or batch.keys() != {"t", "c"}:
         raise malformed("a batch is a map of t and c")
-    times = [_times(changes) for changes in _list(batch["t"])]
+    times = [_times(raw) for raw in _list(batch["t"])]
     columns: list[Column] = []
     known = samples = 0
     for entry in _list(batch["c"]):
@@ -118,6 +104,24 @@ def decode(
     if known != len(times) or len(set(times)) != len(times):
         raise malformed("a batch holds a time column twice, or one that no column uses")
     return tuple(columns)
+
+
+def _written_names(column: Column) -> dict[str, Any]:
+    names = Names(column.path, column.scope, column.datatype, column.unit)
+    number = NUMBERS.get(names)
+    if number is not None:
+        return {"p": number}
+    spelled = {"p": names.path, "s": names.scope, "d": names.datatype}
+    return spelled if names.unit is None else {**spelled, "u": names.unit}
+
+
+def _written_times(times: tuple[int, ...]) -> list[int]:
+    """Return times as deviations from a period: small around 0, as the changes of values are."""
+    if len(times) == 1:
+        return [times[0]]
+    steps = list(map(sub, times[1:], times))
+    period = sorted(steps)[len(steps) // 2]
+    return [times[0], period, *[step - period for step in steps]]
 
 
 def _written(column: Column) -> dict[str, Any]:
@@ -194,24 +198,18 @@ def _changes(numbers: Sequence[Any]) -> list[int]:
 
 def _unpacked(plaintext: bytes, codec: int, max_bytes: int) -> bytes:
     """Return the CBOR inside, reading no further than `max_bytes`."""
+    if codec != CODEC_ID:
+        raise EnvelopeRejected(
+            f"codec {codec} is not known here", reason="codec", hint="update the receiver"
+        )
     try:
-        if codec == CODEC_ZLIB:
-            unzip: Any = zlib.decompressobj()
-        elif codec == CODEC_ZSTD and zstd is not None:
-            window = zstd.DecompressionParameter.window_log_max
-            unzip = zstd.ZstdDecompressor(options={window: _ZSTD_WINDOW_LOG})
-        else:
-            raise EnvelopeRejected(
-                f"codec {codec} is not known here",
-                reason="codec",
-                hint="update the receiver, or install zstd for this Python",
-            )
-        packed: bytes = unzip.decompress(plaintext, max_bytes + 1)
-    except _UNPACK_ERRORS as exc:
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY_BYTES)
+        packed = unpacker.decompress(plaintext, max_bytes + 1)
+    except lzma.LZMAError as exc:
         raise malformed("the plaintext is not compressed as its codec says") from exc
     if len(packed) > max_bytes:
         raise _too_large(f"the plaintext unpacks to more than {max_bytes} bytes")
-    if not unzip.eof or unzip.unused_data:
+    if not unpacker.eof or unpacker.unused_data:
         raise malformed("the plaintext is not exactly one compressed piece")
     return packed
 
@@ -234,48 +232,65 @@ def _list(raw: Any) -> list[Any]:
     return raw
 
 
-def _numbers(raw: Any) -> list[int]:
-    """Return the numbers behind a list of changes."""
-    changes = _list(raw)
-    if set(map(type, changes)) != {int}:
-        raise malformed("changes are not all integers")
-    return list(accumulate(changes))
+def _integers(raw: Any) -> list[int]:
+    integers = _list(raw)
+    if set(map(type, integers)) != {int}:
+        raise malformed("a list of integers was expected")
+    return integers
 
 
 def _times(raw: Any) -> tuple[int, ...]:
-    times = _numbers(raw)
+    numbers = _integers(raw)
+    if len(numbers) == 2:
+        raise malformed("a time column has a period and no deviation from it")
+    first, *rest = numbers
+    steps = [rest[0] + deviation for deviation in rest[1:]]
+    times = tuple(accumulate(steps, initial=first))
     if max(map(abs, times)) >= _EXACT:
         raise malformed("a sample time lies beyond 2^53 ms")
-    return tuple(times)
+    return times
 
 
 def _place(entry: Any, known: int, count: int) -> int:
     """Return the time column of a column; columns use them in ascending order of first use."""
-    if not isinstance(entry, dict) or not entry.keys() >= _COLUMN_KEYS:
-        raise malformed("a column has p, s, d and i")
-    if entry.keys() - _COLUMN_KEYS - {"u"} not in _FORMS:
-        raise malformed("a column has other members than the protocol describes")
-    place = entry["i"]
+    place = entry.get("i") if isinstance(entry, dict) else None
     if type(place) is not int or not 0 <= place <= min(known, count - 1):
         raise malformed("a column names no time column, or names them out of order")
     return place
 
 
 def _column(entry: dict[str, Any], times: tuple[int, ...]) -> Column:
-    unit = _text(entry["u"]) if "u" in entry else None
+    names = _names(entry)
     values, scale, offset = _values(entry, len(times))
     if len(values) != len(times):
         raise malformed(f"a column has {len(values)} values for {len(times)} times")
     return Column(
-        scope=_text(entry["s"]),
-        path=_text(entry["p"]),
-        datatype=_text(entry["d"]),
-        unit=unit,
+        scope=names.scope,
+        path=names.path,
+        datatype=names.datatype,
+        unit=names.unit,
         scale=scale,
         offset=offset,
         times_ms=times,
         values=values,
     )
+
+
+def _names(entry: dict[str, Any]) -> Names:
+    """Return the names of a column, whose other members are then known to fit together."""
+    number = entry.get("p")
+    if type(number) is not int:
+        if entry.keys() - _SPELLED - {"u"} not in _FORMS:
+            raise malformed("a column has other members than the protocol describes")
+        unit = _text(entry["u"]) if "u" in entry else None
+        return Names(_text(number), _text(entry.get("s")), _text(entry.get("d")), unit)
+    if entry.keys() - _NUMBERED not in _FORMS:
+        raise malformed("a column has other members than the protocol describes")
+    if not 0 <= number < len(KNOWN_COLUMNS):
+        raise EnvelopeRejected(
+            f"column {number} is not known here", reason="codec", hint="update the receiver"
+        )
+    return KNOWN_COLUMNS[number]
 
 
 def _values(entry: dict[str, Any], count: int) -> tuple[tuple[Value, ...], float, float]:
@@ -284,7 +299,7 @@ def _values(entry: dict[str, Any], count: int) -> tuple[tuple[Value, ...], float
         return _checked([entry["c"]]) * count, 1, 0
     if "v" in entry:
         return _checked(_list(entry["v"])), 1, 0
-    numbers = _numbers(entry["n"])
+    numbers = list(accumulate(_integers(entry["n"])))
     if "k" in entry:
         return _looked_up(numbers, _list(entry["k"])), 1, 0
     if "m" not in entry and "e" not in entry:

@@ -20,7 +20,7 @@ from cantools.database.can import Database
 
 from agent.cloud.keys import make_device_key, make_recipient_key, recipient_private
 from agent.core import cbor
-from agent.core.codec import CODEC_ID, CODEC_ZLIB, _unpacked, decode, encode
+from agent.core.codec import CODEC_ID, _unpacked, decode, encode
 from agent.core.cose import device_key
 from agent.core.model import Batch, Column
 from agent.core.seal import Header, RecipientKey, header_times, seal
@@ -124,8 +124,6 @@ def report(title: str, batches: list[Batch]) -> None:
     print(
         f"  encode {encoding / samples * 1e9:.0f} ns/sample, decode {decoding / samples * 1e9:.0f}"
     )
-    zipped = sum(len(encode(batch, codec=CODEC_ZLIB)) for batch in batches)
-    print(f"  zlib instead of zstd: {zipped / samples:.3f} B/sample")
     columns, counts = Counter[str](), Counter[str]()
     for plaintext, batch in zip(plain, batches, strict=True):
         packed = cbor.decode(_unpacked(plaintext, CODEC_ID, 1 << 30))

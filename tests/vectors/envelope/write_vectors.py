@@ -1,6 +1,6 @@
 """Write cases.json beside this script: `python tests/vectors/envelope/write_vectors.py`.
 
-Builds envelopes from docs/envelope.md with `cryptography`, `cbor2` and `zlib` alone, without the
+Builds envelopes from docs/envelope.md with `cryptography`, `cbor2` and `lzma` alone, without the
 agent, so that what it takes for an envelope is an independent opinion. Every forged one is signed,
 sealed and authenticated as if its maker meant it; only what its name says is wrong. The keys below
 are public; nothing may ever trust them but a test. HPKE draws its own randomness, so each run
@@ -12,7 +12,7 @@ writes other bytes that mean the same.
 """
 
 import json
-import zlib
+import lzma
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -46,13 +46,14 @@ HEADER: dict[str, Any] = {
     "n": 7,
     "p": [1, 42],
     "t": [T0_MS // 1000, T0_MS // 1000 + 60],
-    "c": 2,
+    "c": 1,
     "a": [12, bytes(range(32))],
 }
+SPEED_NUMBER = 19  # docs/known-columns.json
 SPEED = {"p": "Vehicle.Speed", "s": "read_speedometer", "d": "float", "u": "km/h", "i": 0}
 GEAR = {"p": "Vehicle.Gear", "s": "read_gear", "d": "string", "i": 1}
 BATCH: dict[str, Any] = {
-    "t": [[T0_MS, 100, 100, -50], [T0_MS + 5]],
+    "t": [[T0_MS, 100, 0, 0, -150], [T0_MS + 5]],
     "c": [
         {**SPEED, "n": [7130, 5, 0, -7135], "m": [0.01, 0.0]},
         {**SPEED, "p": "A.Offset", "n": [2, 1, 1, 1], "m": [0.5, -40.0]},
@@ -63,6 +64,7 @@ BATCH: dict[str, Any] = {
         {**SPEED, "p": "A.Plain", "v": [True, -0.0, "x", 2**64]},
         {**SPEED, "p": "A.Constant", "c": False, "d": "boolean"},
         {**GEAR, "c": "PARK"},
+        {"p": SPEED_NUMBER, "i": 0, "c": 71.3},
     ],
 }
 VALUES = [
@@ -75,6 +77,7 @@ VALUES = [
     [True, -0.0, "x", 2**64],
     [False, False, False, False],
     ["PARK"],
+    [71.3, 71.3, 71.3, 71.3],
 ]
 TIMES = [[T0_MS, T0_MS + 100, T0_MS + 200, T0_MS + 150], [T0_MS + 5]]
 
@@ -82,6 +85,12 @@ TIMES = [[T0_MS, T0_MS + 100, T0_MS + 200, T0_MS + 150], [T0_MS + 5]]
 def dumps(value: Any) -> bytes:
     """Return deterministic CBOR."""
     return cbor2.dumps(value, canonical=True)
+
+
+def squeezed(data: bytes) -> bytes:
+    """Return data as .lzma with a dictionary of 64 KiB."""
+    filters = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 16}]
+    return lzma.compress(data, lzma.FORMAT_ALONE, filters=filters)
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class Recipe:
         iv, key = bytes(range(12)), bytes(range(32))
         plaintext = self.plaintext
         if plaintext is None:
-            plaintext = zlib.compress(dumps(self.batch))
+            plaintext = squeezed(dumps(self.batch))
         head = {1: 3, 3: "application/vnd.consentry.batch", 5: iv, -65537: self.header}
         protected = self.hand_protected(dumps(_changed(head, self.content)))
         ciphertext = AESGCM(key).encrypt(iv, plaintext, dumps(["Encrypt", protected, b""]))
@@ -150,7 +159,7 @@ def header(**members: Any) -> dict[int, Any]:
 def column(**members: Any) -> Recipe:
     """Return the recipe of a batch with one forged column of two samples."""
     entry = _changed({**SPEED, "n": [1, 1]}, members)
-    return Recipe(batch={"t": [[T0_MS, 100]], "c": [entry]})
+    return Recipe(batch={"t": [[T0_MS, 100, 0]], "c": [entry]})
 
 
 def flipped(data: bytes, at: int = -1) -> bytes:
@@ -194,8 +203,8 @@ def _unsorted(data: bytes) -> bytes:
     return data[:1] + data[3 : data.index(b"\x05L")] + data[1:3] + data[data.index(b"\x05L") :]
 
 
-def _zlib(batch: bytes) -> Recipe:
-    return Recipe(plaintext=zlib.compress(batch))
+def _squeezed(batch: bytes) -> Recipe:
+    return Recipe(plaintext=squeezed(batch))
 
 
 FORGED: dict[str, tuple[str, Recipe]] = {
@@ -293,21 +302,21 @@ FORGED: dict[str, tuple[str, Recipe]] = {
     ),
     "wrapped for another algorithm": ("decrypt", Recipe(next_layer=1)),
     "codec 9": ("codec", Recipe(header=header(c=9))),
-    "codec of another compression": ("malformed", Recipe(header=header(c=1))),
+    "another container": ("malformed", Recipe(plaintext=lzma.compress(dumps(BATCH)))),
     "not compressed": ("malformed", Recipe(plaintext=dumps(BATCH))),
-    "nothing compressed": ("malformed", _zlib(b"")),
-    "compressed piece cut off": ("malformed", Recipe(plaintext=zlib.compress(dumps(BATCH))[:-1])),
-    "two compressed pieces": ("malformed", Recipe(plaintext=2 * zlib.compress(dumps(BATCH)))),
-    "a bomb": ("too-large", _zlib(bytes(2**20))),
+    "nothing compressed": ("malformed", _squeezed(b"")),
+    "compressed piece cut off": ("malformed", Recipe(plaintext=squeezed(dumps(BATCH))[:-1])),
+    "two compressed pieces": ("malformed", Recipe(plaintext=2 * squeezed(dumps(BATCH)))),
+    "a bomb": ("too-large", _squeezed(bytes(2**20))),
     "a bomb of samples": (
         "too-large",
-        Recipe(batch={"t": [[T0_MS, *[0] * 9999]], "c": [{**SPEED, "c": 1}] * 7}),
+        Recipe(batch={"t": [[T0_MS, *[0] * 10_000]], "c": [{**SPEED, "c": 1}] * 7}),
     ),
-    "a byte behind the batch": ("malformed", _zlib(dumps(BATCH) + b"\x00")),
-    "a batch that is a list": ("malformed", _zlib(dumps([1]))),
-    "a batch of deep lists": ("malformed", _zlib(b"\x81" * 5000 + b"\x00")),
-    "a batch with a date": ("malformed", _zlib(b"\xa2at\xc1\x00ac\x80")),
-    "a batch with a cycle": ("malformed", _zlib(b"\xd8\x1c\x81\xd8\x1d\x00")),
+    "a byte behind the batch": ("malformed", _squeezed(dumps(BATCH) + b"\x00")),
+    "a batch that is a list": ("malformed", _squeezed(dumps([1]))),
+    "a batch of deep lists": ("malformed", _squeezed(b"\x81" * 5000 + b"\x00")),
+    "a batch with a date": ("malformed", _squeezed(b"\xa2at\xc1\x00ac\x80")),
+    "a batch with a cycle": ("malformed", _squeezed(b"\xd8\x1c\x81\xd8\x1d\x00")),
     "a batch without times": ("malformed", Recipe(batch={"c": BATCH["c"]})),
     "a batch without columns": ("malformed", Recipe(batch={"t": [[T0_MS]], "c": []})),
     "a batch with another member": ("malformed", Recipe(batch={**BATCH, "x": 1})),
@@ -323,6 +332,15 @@ FORGED: dict[str, tuple[str, Recipe]] = {
         "malformed",
         Recipe(batch={"t": [[T0_MS], [1]], "c": [{**GEAR, "c": 1}, {**SPEED, "c": 1}]}),
     ),
+    "a period without deviations": (
+        "malformed",
+        Recipe(batch={"t": [[T0_MS, 100]], "c": [{**SPEED, "c": 1}]}),
+    ),
+    "no time at all": ("malformed", Recipe(batch={"t": [[]], "c": [{**SPEED, "c": 1}]})),
+    "a number of a column that is not known": ("codec", column(p=60_000, s=None, d=None, u=None)),
+    "a negative number of a column": ("codec", column(p=-1, s=None, d=None, u=None)),
+    "a number and names": ("malformed", column(p=SPEED_NUMBER)),
+    "a boolean as number": ("malformed", column(p=True, s=None, d=None, u=None)),
     "a time as float": ("malformed", Recipe(batch={"t": [[0.5]], "c": [{**SPEED, "c": 1}]})),
     "a time beyond 2^53": ("malformed", Recipe(batch={"t": [[2**53]], "c": [{**SPEED, "c": 1}]})),
     "a column that is a list": ("malformed", Recipe(batch={"t": [[1]], "c": [[1]]})),
@@ -396,16 +414,24 @@ def accepted(name: str, recipe: Recipe) -> dict[str, Any]:
     head = {**recipe.header, "a": [recipe.header["a"][0], recipe.header["a"][1].hex()]}
     columns = [
         {
-            "path": entry["p"],
-            "scope": entry["s"],
-            "datatype": entry["d"],
-            "unit": entry.get("u"),
+            **_names(entry),
             "times_ms": TIMES[entry["i"]],
             "values": values,
         }
         for entry, values in zip(BATCH["c"], VALUES, strict=True)
     ]
     return {"name": name, "envelope": recipe.build().hex(), "header": head, "columns": columns}
+
+
+def _names(entry: dict[str, Any]) -> dict[str, Any]:
+    if entry["p"] == SPEED_NUMBER:
+        entry = SPEED
+    return {
+        "path": entry["p"],
+        "scope": entry["s"],
+        "datatype": entry["d"],
+        "unit": entry.get("u"),
+    }
 
 
 def main() -> None:
