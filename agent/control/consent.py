@@ -13,7 +13,7 @@ Rules:
 
 from dataclasses import dataclass
 
-from agent.core.admission import Admission, InForce, admit
+from agent.core.admission import Admission, InForce, admit, check_revisions
 from agent.core.binding import Binding
 from agent.core.catalogue import Catalogue
 from agent.core.jws import Trust, verify_policy_jws
@@ -101,6 +101,7 @@ class Consent:
         admission = admit(policy, vehicle=self._vehicle, in_force=self._in_force(), now_ns=now_ns)
         if admission is Admission.REPEAT and self.policy is not None:
             return admission, None
+        check_revisions(policy, before=self.policy)
         live, ended = self._sorted_out(policy, now_ns, applied_ns=now_ns)
         plan, suspended = self._compiled(policy, now_ns, applied_ns=now_ns)
         before = {grant.grant_id for grant in self._store.live_grants()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from agent.core.model import NS_PER_S
-from agent.core.policy import Policy
+from agent.core.policy import GrantState, Policy
 from agent.errors import PolicyRejected, Rollback, WrongVehicle
 
 MAX_IAT_AHEAD_NS = 86_400 * NS_PER_S
@@ -82,6 +82,29 @@ def admit(
             hint="compare the clocks of platform and vehicle",
         )
     return Admission.APPLY
+
+
+def check_revisions(policy: Policy, *, before: Policy | None) -> None:
+    """Raise where a grant gives something else than before under the same revision.
+
+    What lies in the spool was collected and sealed under (grant, revision): one that is used again
+    would send it under a consent that it was not collected under.
+
+    Raises:
+        PolicyRejected: With reason `rev`.
+    """
+    known = {grant.grant_id: grant for grant in (before.grants if before is not None else ())}
+    for grant in policy.grants:
+        old = known.get(grant.grant_id)
+        if old is None or GrantState.REVOKED in (grant.state, old.state):
+            continue
+        given, gave = ((g.recipient_id, g.details) for g in (grant, old))
+        if grant.rev < old.rev or (grant.rev == old.rev and given != gave):
+            raise PolicyRejected(
+                f"grant {grant.grant_id} changed, but its rev is {grant.rev} after {old.rev}",
+                reason="rev",
+                hint="raise rev with every change of a grant",
+            )
 
 
 def _version(pair: tuple[int, int]) -> str:

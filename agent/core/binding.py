@@ -246,8 +246,10 @@ def _sibling(name: str, candidate: _Candidate) -> Field:
 
 
 def _conversion(entry: Entry, vss: VssSignal) -> Conversion:
-    if entry.unit is None or vss.unit is None or not is_numeric(vss.datatype):
+    if entry.unit is None or not is_numeric(vss.datatype):
         return IDENTITY
+    if vss.unit is None:
+        raise _Unusable(f"unit {entry.unit} is given, the catalogue has none for this path")
     found = conversion(entry.unit, vss.unit)
     if found is None:
         raise _Unusable(f"unit {entry.unit} does not convert to {vss.unit}")

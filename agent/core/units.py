@@ -32,7 +32,9 @@ _QUANTITIES: dict[str, dict[str, tuple[float, float]]] = {
     },
     "voltage": {"V": (1, 0), "mV": (0.001, 0), "kV": (1000, 0)},
     "current": {"A": (1, 0), "mA": (0.001, 0), "kA": (1000, 0)},
-    "power": {"W": (1, 0), "mW": (0.001, 0), "kW": (1000, 0), "MW": (1e6, 0), "PS": (735.49875, 0)},
+    "power": {"W": (1, 0), "mW": (0.001, 0), "kW": (1000, 0), "MW": (1e6, 0), "PS": (735.49875, 0),
+        "hp": (745.69987158227022, 0),
+    },
     "energy": {
         "kWh": (1, 0), "Wh": (0.001, 0), "MWh": (1000, 0), "J": (1 / 3.6e6, 0),
         "kJ": (1 / 3600, 0), "MJ": (1 / 3.6, 0),
@@ -81,6 +83,10 @@ _SPELLINGS = {
 }  # fmt: skip
 
 _CANONICAL = {name: (quantity, name) for quantity, names in _QUANTITIES.items() for name in names}
+_AMBIGUOUS = {"mw", "mpa"}  # mW and MW; MPa is not mPa.
+_ANY_CASE = {
+    name.lower(): found for name, found in _CANONICAL.items() if name.lower() not in _AMBIGUOUS
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,10 @@ def same_unit(one: str, other: str) -> bool:
 
 def _lookup(name: str) -> tuple[str, str] | None:
     stripped = name.strip()
-    return _CANONICAL.get(stripped) or _CANONICAL.get(_SPELLINGS.get(stripped.lower(), ""))
+    if stripped in _CANONICAL:
+        return _CANONICAL[stripped]
+    lower = stripped.lower()
+    return _CANONICAL.get(_SPELLINGS.get(lower, "")) or _ANY_CASE.get(lower)
 
 
 def _whole(number: float) -> int | float:

@@ -107,7 +107,7 @@ def test_a_batch_for_a_recipient_who_has_the_grant_no_more_is_dropped(
     lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
     batches = collected(lane.plans[-1], lane.now_ns)
     only_city: dict[str, Any] = {"city": recipient("city", cloud.keys["city"])}
-    lane.arrive(cloud.policy(cloud.grant(ODOMETER, recipient="city"), recipients=only_city))
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER, recipient="city", rev=2), recipients=only_city))
 
     lane.agent.post(batches)
     lane.agent.turn(0.0)

@@ -308,6 +308,28 @@ def test_what_must_not_be_applied_changes_nothing(store: Store, cloud: Cloud, ca
     assert (store.in_force(), store.live_grants(), dict(store.counts()), consent.plan) == before
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"recipient": "city"}, {"details": [{"scope": "read_location"}]}, {"rev": 2, "nbf": 1}],
+    ids=["recipient", "details", "lower-rev"],
+)
+def test_a_changed_grant_must_raise_its_revision(
+    store: Store, cloud: Cloud, changed: dict[str, Any]
+) -> None:
+    consent = consent_of(store, cloud)
+    consent.receive(cloud.policy(cloud.grant(ODOMETER, rev=3)).encode(), now_ns(cloud))
+    spool(store, "g1", rev=3)
+    before = (store.in_force(), consent.plan, dict(store.counts()))
+
+    with pytest.raises(PolicyRejected) as caught:
+        consent.receive(
+            cloud.policy(cloud.grant(ODOMETER, rev=3) | changed).encode(), now_ns(cloud)
+        )
+
+    assert caught.value.reason == "rev"
+    assert (store.in_force(), consent.plan, dict(store.counts())) == before
+
+
 def test_a_policy_on_disk_that_cannot_be_verified_any_more_halts_everything(
     store: Store, cloud: Cloud
 ) -> None:

@@ -73,6 +73,12 @@ def test_a_unit_of_another_quantity_disables_the_entry() -> None:
     assert "degrees" in bound("unit: degrees, dbc2vss: {signal: B.Speed}").disabled["Vehicle.Speed"]
 
 
+def test_a_unit_on_a_path_without_one_disables_the_entry() -> None:
+    result = bound("unit: V, dbc2vss: {signal: A.Mode}", path="Vehicle.Diagnostics.DTCCount")
+
+    assert "catalogue has none" in result.disabled["Vehicle.Diagnostics.DTCCount"]
+
+
 def test_no_warning_where_the_units_agree() -> None:
     assert bound("dbc2vss: {signal: B.Speed}").warnings == ()
     assert bound("unit: mph, dbc2vss: {signal: A.Speed}").warnings == ()

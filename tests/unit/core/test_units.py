@@ -56,6 +56,16 @@ def test_whole_factors_are_integers_so_that_integers_stay_integers() -> None:
     assert type(found.offset) is int
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("kw", "kW"), ("Km/h", "km/h"), ("MPH", "mph"), ("L", "l"), ("Degrees", "degrees")],
+)
+def test_case_does_not_matter_where_it_tells_no_units_apart(one: str, other: str) -> None:
+    assert same_unit(one, other)
+    assert not same_unit("mW", "MW")
+    assert conversion("mw", "W") is None
+
+
 @pytest.mark.parametrize(("one", "other"), [("km/h", "KPH"), ("°C", "Celsius"), ("%", "percent")])
 def test_dbc_spellings_are_recognised(one: str, other: str) -> None:
     assert same_unit(one, other)
