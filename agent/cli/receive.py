@@ -76,6 +76,7 @@ def command(  # noqa: PLR0913 - one argument per option
             sys.stdout.flush()
             received += 1
             if received == count:
+                receiver.settle()
                 break
         if timer is not None:
             timer.cancel()

@@ -1,43 +1,41 @@
 """Receive from a broker: a recipient's envelopes, opened and de-duplicated; and push policies.
 
 Rules:
- * A message is acknowledged to the broker only after it was handed over, so a receiver that dies
-   gets it again; what comes twice is told apart by (vehicle, grant, n).
- * What does not open is reported with its topic, acknowledged and left: it would never open.
+ * A message is acknowledged to the broker only when its handling is over: when the next one is
+   asked for, or `settle` is called. A receiver that dies before gets it again.
+ * An envelope is the same if (vehicle, grant, n) and its bytes are; it is handed over once. Other
+   bytes under the same name are handed over and counted: a vehicle whose disk was set back numbers
+   anew, and its data must not be lost over it. The memory for this ends with the process, so what
+   must be exactly once is stored under (vehicle, grant, n).
+ * The topic is nobody's word; it must agree with the sealed and signed header.
+ * What does not open is handed over as `Rejected` and then acknowledged: it would never open.
 """
 
+import hashlib
 import logging
 import queue
-import ssl
-import threading
-from collections.abc import Callable, Iterator
+import re
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-
-from agent.cloud.envelope import Devices, Opened, RecipientKeys, open_envelope
+from agent.cloud.envelope import Devices, Opened, RecipientKeys, open_envelope, verify_ack
+from agent.cloud.session import Arrived, BrokerAddress, Session
+from agent.core.ack import Ack
+from agent.core.jws import unsafe_unverified_payload
 from agent.errors import EnvelopeRejected, UplinkError
 
+__all__ = ["BrokerAddress", "Receiver", "Rejected", "publish_policy", "push_policy"]
+
 PREFIX = "consentry/v1"
-SESSION_S = 7 * 86_400
-_CONNECT_S = 15.0
-_ANSWER_S = 15.0
+SESSION_S = 7 * 86_400  # How long the broker keeps envelopes for a receiver that is away.
+REMEMBERED = 100_000  # Names of envelopes kept to tell duplicates.
+_TOPIC_LEVEL = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerAddress:
-    """Where the broker is; TLS always, but to loopback."""
-
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,12 @@ class Rejected:
 
 
 class Receiver:
-    """A recipient's subscription. Iterating gives what arrives, until `close`."""
+    """A recipient's subscription. Iterating gives what arrives, until `close`. A context manager.
+
+    Attributes:
+        duplicates: Envelopes that came again and were not handed over again.
+        conflicts: Envelopes that were handed over although another had their name.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class Receiver:
         devices: Devices,
         client_id: str | None = None,
     ) -> None:
-        """Connect and subscribe.
+        """Connect and subscribe; the connection comes back by itself when it is lost.
 
         Args:
             broker: Where.
@@ -72,13 +75,20 @@ class Receiver:
         Raises:
             UplinkError: The broker is not there, or does not let us in.
         """
+        self.duplicates = 0
+        self.conflicts = 0
         self._keys = recipient_keys
         self._devices = devices
-        self._seen: set[tuple[str, str, int]] = set()
-        self._queue: queue.SimpleQueue[Opened | Rejected | None] = queue.SimpleQueue()
-        self.duplicates = 0
-        self._client = _connect(broker, client_id or f"recipient-{recipient}", self._arrived)
-        _subscribe(self._client, f"{PREFIX}/+/data/{recipient}/#")
+        self._seen: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
+        self._queue: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
+        self._handed: Arrived | None = None
+        self._session = Session(
+            broker,
+            client_id=client_id or f"recipient-{recipient}",
+            session_s=SESSION_S,
+            topic=f"{PREFIX}/+/data/{_level('recipient', recipient)}/#",
+            arrived=self._queue.put,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -92,113 +102,131 @@ class Receiver:
         self.close()
 
     def __iter__(self) -> Iterator[Opened | Rejected]:
-        while (item := self._queue.get()) is not None:
-            yield item
+        while True:
+            self.settle()
+            arrived = self._queue.get()
+            if arrived is None:
+                return
+            self._handed = arrived
+            item = self._open(arrived)
+            if item is not None:
+                yield item
+
+    def settle(self) -> None:
+        """Acknowledge what was handed over last; asking for the next one does it too."""
+        handed, self._handed = self._handed, None
+        if handed is not None:
+            self._session.acknowledge(handed)
 
     def close(self) -> None:
-        """End; the broker keeps what arrives meanwhile. Harmless when called twice."""
-        self._client.disconnect()
-        self._client.loop_stop()
+        """End; the broker keeps what arrives meanwhile. Any thread; harmless when called twice."""
+        self._session.close()
         self._queue.put(None)
 
-    def _arrived(self, message: mqtt.MQTTMessage) -> None:
+    def _open(self, arrived: Arrived) -> Opened | Rejected | None:
         try:
             opened = open_envelope(
-                bytes(message.payload), recipient_keys=self._keys, devices=self._devices
+                arrived.payload, recipient_keys=self._keys, devices=self._devices
             )
+            _check_topic(arrived.topic, opened)
         except EnvelopeRejected as exc:
-            self._queue.put(Rejected(message.topic, exc))
-            return
+            return Rejected(arrived.topic, exc)
         header = opened.header
         name = (header.vehicle, header.grant_id, header.n)
-        if name in self._seen:
+        digest = hashlib.sha256(arrived.payload).digest()
+        before = self._seen.get(name)
+        if before == digest:
             self.duplicates += 1
-            return
-        self._seen.add(name)
-        self._queue.put(opened)
+            return None
+        self.conflicts += before is not None
+        self._seen[name] = digest
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        return opened
 
 
-def publish_policy(vehicle: str, token: str, broker: BrokerAddress) -> None:
+def publish_policy(vehicle: str, token: str | bytes, broker: BrokerAddress) -> None:
     """Put a signed policy on a vehicle's topic, retained: it waits there for the vehicle.
+
+    Args:
+        vehicle: The vehicle's pseudonym, the policy's `aud`.
+        token: The compact JWS.
+        broker: Where, as the platform.
 
     Raises:
         UplinkError: The broker is not there, or does not take it.
     """
-    client = _connect(broker, f"platform-{vehicle}", lambda _: None)
+    session = Session(broker, client_id=f"platform-{uuid.uuid4()}")
     try:
-        info = client.publish(f"{PREFIX}/{vehicle}/policy", token, qos=1, retain=True)
-        info.wait_for_publish(_ANSWER_S)
-        if not info.is_published():
-            raise UplinkError("the broker did not take the policy in time")
+        session.publish_retained(f"{PREFIX}/{_level('vehicle', vehicle)}/policy", token)
     finally:
-        client.disconnect()
-        client.loop_stop()
+        session.close()
 
 
-def _connect(
-    broker: BrokerAddress, client_id: str, arrived: Callable[[mqtt.MQTTMessage], None]
-) -> mqtt.Client:
-    client = mqtt.Client(
-        CallbackAPIVersion.VERSION2,
-        client_id=client_id,
-        protocol=MQTTProtocolVersion.MQTTv5,
-        manual_ack=True,
-    )
-    if broker.tls is not None:
-        client.tls_set_context(broker.tls)
-    connected = threading.Event()
-    refused: list[str] = []
+def push_policy(
+    vehicle: str,
+    token: str | bytes,
+    broker: BrokerAddress,
+    *,
+    devices: Devices,
+    timeout_s: float = 60.0,
+) -> Ack:
+    """Put a signed policy on a vehicle's topic and wait for the vehicle's signed answer to it.
 
-    def on_connect(
-        _client: object, _data: object, _flags: object, code: object, *_: object
-    ) -> None:
-        if getattr(code, "is_failure", False):
-            refused.append(str(code))
-        connected.set()
+    Args:
+        vehicle: The vehicle's pseudonym, the policy's `aud`.
+        token: The compact JWS.
+        broker: Where, as the platform.
+        devices: kid -> public keys of enrolled devices.
+        timeout_s: How long to wait; the policy stays on the topic all the same.
 
-    def on_message(client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+    Returns:
+        The answer, its signature checked. Whether its counter has risen is for the caller to tell,
+        who knows the last one.
+
+    Raises:
+        PolicyRejected: `token` is no JWS.
+        UplinkError: The broker does not take it, or the vehicle has not answered in time.
+    """
+    data = token.encode() if isinstance(token, str) else token
+    digest = hashlib.sha256(unsafe_unverified_payload(data)).digest()
+    answers: queue.SimpleQueue[Ack] = queue.SimpleQueue()
+
+    def arrived(message: Arrived) -> None:
         try:
-            arrived(message)
-        except Exception:  # noqa: BLE001 - paho's thread would die of it without a word
-            _log.exception("message not handled")
+            _, ack = verify_ack(message.payload, devices=devices)
+        except EnvelopeRejected as exc:
+            _log.warning("answer rejected", extra={"reason": exc.reason, "topic": message.topic})
             return
-        client.ack(message.mid, message.qos)
+        if ack.vehicle == vehicle and ack.payload_sha256 == digest:
+            answers.put(ack)
 
-    client.on_connect = on_connect
-    client.on_message = on_message
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's
-    properties.SessionExpiryInterval = SESSION_S
+    base = f"{PREFIX}/{_level('vehicle', vehicle)}"
+    session = Session(
+        broker, client_id=f"platform-{uuid.uuid4()}", topic=f"{base}/policy/ack", arrived=arrived
+    )
     try:
-        client.connect(broker.host, broker.port, clean_start=False, properties=properties)
-    except (OSError, ValueError) as exc:
+        session.publish_retained(f"{base}/policy", token)
+        return answers.get(timeout=timeout_s)
+    except queue.Empty as exc:
         raise UplinkError(
-            f"the broker {broker.host}:{broker.port} cannot be reached: {exc}",
-            hint="check host, port and certificates",
+            f"the vehicle {vehicle} has not answered the policy within {timeout_s:g} s",
+            hint="the policy waits for it; a vehicle that is away answers when it is back",
         ) from exc
-    client.loop_start()
-    if not connected.wait(_CONNECT_S) or refused:
-        client.loop_stop()
-        raise UplinkError(
-            f"the broker {broker.host}:{broker.port} does not let us in: "
-            f"{refused[0] if refused else 'no answer'}",
-            hint="check the client certificate and the broker's access list",
+    finally:
+        session.close()
+
+
+def _check_topic(topic: str, opened: Opened) -> None:
+    header = opened.header
+    levels = topic.split("/")
+    if len(levels) != 6 or levels[2] != header.vehicle or levels[5] != header.grant_id:
+        raise EnvelopeRejected(
+            "the envelope came on a topic of another vehicle or grant", reason="wrong-topic"
         )
-    return client
 
 
-def _subscribe(client: mqtt.Client, topic: str) -> None:
-    answered = threading.Event()
-    codes: list[object] = []
-
-    def on_subscribe(_client: object, _data: object, _mid: int, found: Any, *_: object) -> None:
-        codes.extend(found)
-        answered.set()
-
-    client.on_subscribe = on_subscribe
-    client.subscribe(topic, qos=1)
-    if not answered.wait(_ANSWER_S) or any(getattr(code, "is_failure", True) for code in codes):
-        client.loop_stop()
-        raise UplinkError(
-            f"the broker does not let us subscribe to {topic}",
-            hint="the access list in docs/mqtt.md shows what a recipient may read",
-        )
+def _level(what: str, found: str) -> str:
+    if not _TOPIC_LEVEL.fullmatch(found):
+        raise UplinkError(f"{what} {found!r}, expected 1 to 64 characters of A-Z a-z 0-9 _ -")
+    return found

@@ -1,0 +1,200 @@
+"""A connection to a broker, for a recipient or the platform.
+
+Rules:
+ * Every message is acknowledged by hand, on the connection that it came by, or at once.
+ * The connection comes back by itself, and so does the subscription.
+ * TLS with the caller's context; the broker's name is checked by it.
+"""
+
+import logging
+import queue
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from agent.errors import UplinkError
+
+RECEIVE_MAXIMUM = 100  # Messages in memory that are not handled yet.
+ANSWER_S = 15.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """Where the broker is, and the TLS settings of the client; None only to loopback."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message, and the connection on which it may be acknowledged."""
+
+    topic: str
+    payload: bytes
+    mid: int
+    connection: int
+
+
+class Session:
+    """A connected client with at most one subscription."""
+
+    def __init__(
+        self,
+        broker: BrokerAddress,
+        *,
+        client_id: str,
+        session_s: int = 0,
+        topic: str | None = None,
+        arrived: Callable[[Arrived], None] = lambda _: None,
+    ) -> None:
+        """Connect and subscribe.
+
+        Args:
+            broker: Where.
+            client_id: Names the session.
+            session_s: How long the broker keeps it; 0: messages are acknowledged at once.
+            topic: The subscription, or None.
+            arrived: Called with each message in paho's thread.
+
+        Raises:
+            UplinkError: The broker is not there, or does not let us in.
+        """
+        self._topic = topic
+        self._arrived = arrived
+        self._connection = 0
+        self._outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[ReasonCode] = queue.SimpleQueue()
+        self._client = _Client(
+            broker,
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=MQTTProtocolVersion.MQTTv5,
+            manual_ack=session_s > 0,
+        )
+        self._client.suppress_exceptions = True  # Logged by paho; else they end its thread unseen.
+        self._client.enable_logger(_log)
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+        self._client.on_publish = self._on_publish
+        connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's
+        connect.SessionExpiryInterval = session_s
+        connect.ReceiveMaximum = RECEIVE_MAXIMUM
+        place = f"the broker {broker.host}:{broker.port}"
+        try:
+            self._client.connect(
+                broker.host, broker.port, clean_start=not session_s, properties=connect
+            )
+        except (OSError, ValueError) as exc:
+            raise UplinkError(
+                f"{place} cannot be reached: {exc}", hint="check host, port and certificates"
+            ) from exc
+        self._client.loop_start()
+        try:
+            refusal = self._outcome.get(timeout=ANSWER_S)
+        except queue.Empty:
+            refusal = "no answer"
+        if refusal is not None:
+            self.close()
+            raise UplinkError(
+                f"{place} does not let us in: {refusal}",
+                hint="check the client certificate and the broker's access list (docs/mqtt.md)",
+            )
+
+    def acknowledge(self, message: Arrived) -> None:
+        """Tell the broker that a message has been handled."""
+        # On a later connection the same mid may be another message; that one comes again instead.
+        if message.connection == self._connection:
+            self._client.ack(message.mid, 1)
+
+    def publish_retained(self, topic: str, payload: str | bytes) -> None:
+        """Put a message on a topic, for good.
+
+        Raises:
+            UplinkError: The broker does not take it.
+        """
+        self._client.publish(topic, payload, qos=1, retain=True)
+        try:
+            reason = self._answers.get(timeout=ANSWER_S)
+        except queue.Empty as exc:
+            raise UplinkError(f"the broker did not answer a publish to {topic}") from exc
+        if reason.is_failure:
+            raise UplinkError(
+                f"the broker does not take a publish to {topic}: {reason}",
+                hint="check the client certificate and the broker's access list (docs/mqtt.md)",
+            )
+
+    def close(self) -> None:
+        """End the connection; twice is harmless."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _on_connect(
+        self,
+        client: Client,
+        _: Any,
+        __: ConnectFlags,
+        reason: ReasonCode,
+        ___: Properties | None,
+    ) -> None:
+        self._connection += 1
+        if reason.is_failure:
+            self._outcome.put(str(reason))
+        elif self._topic is None:
+            self._outcome.put(None)
+        else:
+            client.subscribe(self._topic, qos=1)
+
+    def _on_subscribe(
+        self,
+        _: Client,
+        __: Any,
+        ___: int,
+        reasons: list[ReasonCode],
+        ____: Properties | None,
+    ) -> None:
+        refused = [str(reason) for reason in reasons if reason.is_failure]
+        self._outcome.put(refused[0] if refused else None)
+
+    def _on_disconnect(self, *arguments: Any) -> None:
+        self._connection += 1
+        self._outcome.put(str(arguments[3]))
+
+    def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
+        arrived = Arrived(message.topic, bytes(message.payload), message.mid, self._connection)
+        self._arrived(arrived)
+
+    def _on_publish(self, *arguments: Any) -> None:
+        self._answers.put(arguments[3])
+
+
+class _Client(Client):
+    """paho's client over a socket of our making; its own is left open when a handshake fails."""
+
+    def __init__(self, broker: BrokerAddress, *arguments: Any, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self._broker = broker
+
+    def _create_socket(self) -> socket.socket:
+        broker = self._broker
+        sock = socket.create_connection((broker.host, broker.port), timeout=ANSWER_S)
+        if broker.tls is None:
+            return sock
+        try:
+            return broker.tls.wrap_socket(sock, server_hostname=broker.host)
+        except BaseException:
+            sock.close()
+            raise
