@@ -83,8 +83,6 @@ class Session:
             protocol=MQTTProtocolVersion.MQTTv5,
             manual_ack=session_s > 0,
         )
-        self._client.suppress_exceptions = True  # Logged by paho; else they end its thread unseen.
-        self._client.enable_logger(_log)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_disconnect = self._on_disconnect
@@ -175,7 +173,10 @@ class Session:
 
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
         arrived = Arrived(message.topic, bytes(message.payload), message.mid, self._connection)
-        self._arrived(arrived)
+        try:
+            self._arrived(arrived)
+        except Exception:  # noqa: BLE001 - out of here it would end paho's thread, unseen
+            _log.exception("message not handled")
 
     def _on_publish(self, *arguments: Any) -> None:
         self._answers.put(arguments[3])
