@@ -22,12 +22,12 @@ Rules:
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
-from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from agent.edge.store import grants
 from agent.edge.store.database import Database
 from agent.edge.store.value import (
     EndState,
@@ -100,21 +100,15 @@ class Store:
 
     def in_force(self) -> StoredPolicy | None:
         """Return the policy that was applied last, expired or not."""
-        row = self._db.row(
-            "SELECT jws, epoch, ver, payload_sha256, catalogue_sha256, applied_ns FROM policy"
-        )
-        return None if row is None else StoredPolicy(*row)
+        return grants.in_force(self._db)
 
     def live_grants(self) -> tuple[LiveGrant, ...]:
         """Return all grants that have not ended, in order of grant id."""
-        rows = self._db.rows("SELECT grant_id, rev, state FROM live_grant ORDER BY grant_id")
-        return tuple(LiveGrant(*row) for row in rows)
+        return grants.live(self._db)
 
     def tombstoned(self, grant_id: str) -> EndState | None:
         """Return how the grant ended, or None where it never did."""
-        row = self._db.row("SELECT state FROM tombstone WHERE grant_id = ?", grant_id)
-        state: EndState | None = None if row is None else row[0]
-        return state
+        return grants.end_of(self._db, grant_id)
 
     def apply_policy(
         self,
@@ -135,7 +129,7 @@ class Store:
         Raises:
             StoreError: The policy would go back, or the disk refused; the old one stays in force.
         """
-        _check_not_back(self.in_force(), policy)
+        grants.check_not_back(self.in_force(), policy)
         return self._replace(policy, live, ended, at_ns)
 
     def end_grants(self, ended: Sequence[Tombstone], at_ns: int) -> Purged:
@@ -338,49 +332,11 @@ class Store:
 
         def step() -> tuple[str, ...]:
             with self._db.transaction():
-                if policy is not None:
-                    self._write_policy(policy)
-                self._bury(live, ended, at_ns)
-                return tuple(grant.grant_id for grant in live if not self._write_live(grant))
+                return grants.replace(self._db, policy, live, ended, at_ns)
 
         gone = {grant.grant_id for grant in ended}
         keep = frozenset((g.grant_id, g.rev) for g in live if g.grant_id not in gone)
         return self._erase(step, keep=keep)
-
-    def _write_policy(self, policy: StoredPolicy) -> None:
-        self._db.rows(
-            "INSERT OR REPLACE INTO policy VALUES (1, ?, ?, ?, ?, ?, ?)",
-            *astuple(policy),
-        )
-
-    def _bury(self, live: Sequence[LiveGrant], ended: Sequence[Tombstone], at_ns: int) -> None:
-        """Write the tombstones; the trigger erases what belongs to them."""
-        named = {grant.grant_id for grant in live} | {grant.grant_id for grant in ended}
-        unnamed = [grant.grant_id for grant in self.live_grants() if grant.grant_id not in named]
-        for grave in (*ended, *(Tombstone(grant_id, "revoked") for grant_id in unnamed)):
-            # The first end counts: a grant that has expired is not revoked later.
-            self._db.rows(
-                "INSERT INTO tombstone VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                grave.grant_id,
-                grave.state,
-                at_ns,
-            )
-
-    def _write_live(self, grant: LiveGrant) -> bool:
-        """Write a live grant in the place of its older revs; False if it has ended before."""
-        if self.tombstoned(grant.grant_id) is not None:
-            return False
-        self._db.rows(
-            "DELETE FROM live_grant WHERE grant_id = ? AND rev != ?", grant.grant_id, grant.rev
-        )
-        self._db.rows(
-            "INSERT INTO live_grant VALUES (?, ?, ?)"
-            " ON CONFLICT (grant_id, rev) DO UPDATE SET state = excluded.state",
-            grant.grant_id,
-            grant.rev,
-            grant.state,
-        )
-        return True
 
     def _erase(
         self, step: Callable[[], tuple[str, ...]], *, keep: AbstractSet[tuple[str, int]]
@@ -436,15 +392,3 @@ class Store:
             rev,
         )
         return Tally(envelopes, size_bytes)
-
-
-def _check_not_back(before: StoredPolicy | None, after: StoredPolicy) -> None:
-    """Guard once more what admission has decided: a policy never goes back."""
-    if before is None:
-        return
-    old, new = (before.epoch, before.ver), (after.epoch, after.ver)
-    if new < old or (new == old and before.payload_sha256 != after.payload_sha256):
-        raise StoreError(
-            f"policy {new[0]}.{new[1]} would replace {old[0]}.{old[1]}, expected a newer one",
-            hint="sign the policy with a higher version",
-        )
