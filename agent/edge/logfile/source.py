@@ -31,11 +31,13 @@ class Source:
         head: Its first bytes, unpacked, at most 16 KiB, without a UTF-8 byte order mark; they are
             read again by `read`.
         damage: What is wrong with the gzip data, once that is known, else None.
+        position: Bytes of the file that were read past this class, by a reader that maps the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damage: str | None = None
+        self.position = 0
         try:
             self._size = path.stat().st_size
             self._file = path.open("rb")
@@ -70,7 +72,7 @@ class Source:
         """Fraction of the file's bytes that have been read, 0 to 1."""
         if self._size == 0 or self._file.closed:
             return 1.0
-        return min(1.0, self._file.tell() / self._size)
+        return min(1.0, max(self.position, self._file.tell()) / self._size)
 
     def read(self, size: int = BLOCK) -> bytes:
         """Return up to `size` further bytes, unpacked; b"" at the end."""
