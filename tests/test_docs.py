@@ -285,3 +285,41 @@ def test_what_the_readme_runs_can_be_given() -> None:
             for word in command.split():
                 if "/" in word and not word.startswith(".venv/"):
                     assert (ROOT / word).is_file(), word
+
+
+def test_every_log_line_of_the_agent_is_documented_with_its_facts() -> None:
+    """So what is logged can be reviewed in one table: no value, no position."""
+    table = TEXTS["docs/commands.md"].partition("### Log lines")[2]
+    told = {
+        (event, level, tuple(code(facts)))
+        for event, level, facts in re.findall(
+            r"^\| `(.+?)` \| (\w+) \| (.*?) ?\| ", table, re.MULTILINE
+        )
+    }
+    platform = AGENT / "cloud"
+    logged = {
+        line
+        for path, tree in SOURCES.items()
+        if platform not in path.parents
+        for node in ast.walk(tree)
+        for line in log_line(node)
+    }
+
+    assert told == logged
+
+
+def log_line(node: ast.AST) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return (event, level, facts) of a call on a module's logger."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return []
+    if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "_log"):
+        return []
+    facts = [
+        ast.literal_eval(key)
+        for keyword in node.keywords
+        if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict)
+        for key in keyword.value.keys
+        if key is not None
+    ]
+    level = {"exception": "error"}.get(node.func.attr, node.func.attr)
+    return [(ast.literal_eval(node.args[0]), level, tuple(facts))]
