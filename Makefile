@@ -1,6 +1,7 @@
 # What a newcomer needs: make demo, make test. Everything else: make help.
 #   PYTHON=python3.12 chooses the interpreter of .venv; PYTEST_ARGS=... goes to pytest.
 SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
