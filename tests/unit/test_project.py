@@ -73,7 +73,7 @@ def test_the_vehicle_gets_the_very_versions_that_were_tested() -> None:
 
 @pytest.mark.parametrize(
     ("lock", "groups"),
-    [("runtime.txt", [""]), ("dev.txt", ["", "demo", "mf4", "report", "dev", "build"])],
+    [("runtime.txt", [""]), ("dev.txt", ["", "demo", "report", "dev", "build"])],
 )
 def test_a_lock_holds_what_the_project_asks_for(lock: str, groups: list[str]) -> None:
     """Whoever changes pyproject.toml runs `make lock`."""
