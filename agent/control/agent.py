@@ -50,6 +50,7 @@ from agent.errors import PolicyRejected, StoreError
 TICK_S = 1.0
 LEAST_WAIT_S = 0.01  # Before a moment at which a grant begins or ends.
 POLICY_FIRST_S = 2.0  # How long a new connection waits for the retained policy before it publishes.
+POLICY_NEXT_S = 0.2  # And behind a policy for another: a session brings all that it missed.
 DEFAULT_RETENTION_S = 30 * 86_400  # Where a grant names none.
 EMPTY_LEDGER = (0, hashlib.sha256(b"").digest())  # RFC 9162 2.1.1: the hash of an empty tree.
 
@@ -100,6 +101,7 @@ class Agent:
         self._clock = clock
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._publish_after_s = math.inf  # Until there is a connection.
+        self._saw_policy = False  # On this connection.
         self._last_ack: bytes | None = None
         self._ticked_ns = 0
         self.counts: Counter[str] = Counter()
@@ -165,14 +167,16 @@ class Agent:
                     self._keep(batch)
             case PolicyArrived(data, token):
                 self._policy(data)
+                # A session brings it before we hear of the connection.
+                self._saw_policy = True
                 if self._publish_after_s < math.inf:
-                    self._publish_after_s = 0.0
+                    self._publish_after_s = time.monotonic() + POLICY_NEXT_S
                 self._uplink.acknowledge(token)
             case Connected():
                 self._connected()
             case Disconnected(reason):
                 # Not only at the next `Connected`: the connection may be up before we hear.
-                self._publish_after_s = math.inf
+                self._publish_after_s, self._saw_policy = math.inf, False
                 _log.info("uplink down", extra={"reason": reason})
             case Refused(row_id, reason_code):
                 self.counts["refused"] += 1
@@ -182,8 +186,12 @@ class Agent:
                 )
 
     def _until_due_s(self) -> float:
-        """Return how long the plan holds, but no shorter than a wait that costs nothing."""
-        return max(LEAST_WAIT_S, (self._consent.plan.until_ns - self._clock()) / NS_PER_S)
+        """Return how long nothing is due, but no shorter than a wait that costs nothing."""
+        left_s = (self._consent.plan.until_ns - self._clock()) / NS_PER_S
+        publish_in_s = self._publish_after_s - time.monotonic()
+        if publish_in_s > 0:
+            left_s = min(left_s, publish_in_s)
+        return max(LEAST_WAIT_S, left_s)
 
     def _take(self, timeout_s: float) -> list[Event]:
         events: list[Event] = []
@@ -311,7 +319,8 @@ class Agent:
 
     def _connected(self) -> None:
         _log.info("uplink up")
-        self._publish_after_s = time.monotonic() + POLICY_FIRST_S
+        wait_s = POLICY_NEXT_S if self._saw_policy else POLICY_FIRST_S
+        self._publish_after_s = time.monotonic() + wait_s
         self._uplink.publish_status("online")
 
     def _tick(self, now_ns: int) -> None:

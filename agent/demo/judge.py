@@ -18,6 +18,13 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from agent.errors import UplinkError
 
+# What unsealed data would show: a path as it is, or the head of the codec's LZMA stream
+# (docs/envelope.md), behind which no path can be seen.
+PLAINTEXT = {
+    "plaintext paths": b"Vehicle.",
+    "unsealed batches": b"\x00\x00\x00\x08\x00" + b"\xff" * 8,
+}
+
 _CONNECT_S = 10
 
 

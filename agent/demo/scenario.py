@@ -31,12 +31,13 @@ from agent.cloud.keys import (
 )
 from agent.cloud.receiver import BrokerAddress, Receiver, Rejected, publish_policy
 from agent.config import Config, parse_config
+from agent.control.agent import POLICY_NEXT_S
 from agent.core.catalogue import Catalogue
 from agent.core.cose import device_public_key
 from agent.core.model import NS_PER_S, Column
 from agent.daemon import Daemon, load_parts
 from agent.demo.broker import Broker
-from agent.demo.judge import Auditor, Seen, find_bytes
+from agent.demo.judge import PLAINTEXT, Auditor, Seen, find_bytes
 from agent.demo.link import Link
 from agent.demo.player import DemoClock, Player
 from agent.demo.sabotage import sabotaged
@@ -54,11 +55,13 @@ SCOPES_A: dict[str, dict[str, Any]] = {
 }
 SCOPES_B: dict[str, dict[str, Any]] = {"read_location": {"min_interval_s": 5, "grid_deg": 0.01}}
 
+REVOKED_B = "B's grant is revoked"
+
 # When things happen, as shares of the drive.
 LINK_LOST, REVOKED, LINK_BACK = 0.45, 0.60, 0.65
 BATCH_S = 10.0  # Of the drive's time.
 ACK_TIMEOUT_S = 15.0
-QUIET_S = 1.0  # Without a new message for so long, everything has arrived.
+QUIET_S = 1.0  # Without a new message for so long, everything has arrived; > POLICY_NEXT_S.
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class AgentThread:
         self._thread.start()
         self._ready.wait()
         if self._daemon is None:
-            raise AgentError(f"the agent did not start: {self._failure}")
+            raise _told("the agent did not start", self._failure)
         return self._daemon
 
     def close(self) -> None:
@@ -208,6 +211,7 @@ class Story:
         state.policy_ver = 1
         self._say("policy 1 is in force: A may have odometer and speed, B the coarse location")
 
+        time.sleep(POLICY_NEXT_S)  # Until then the vehicle publishes nothing.
         start_ns = clock()
         player = Player(
             options.logs, channel=VEHICLE, clock=clock, start_ns=start_ns, duration_s=drive_s
@@ -227,7 +231,8 @@ class Story:
         self._publish_policy(broker, second)
         self._say("the owner revoked B; the vehicle is offline and does not know yet")
         self._watch(daemon, player, clock, until_ns=at(LINK_BACK))
-        kept_before = find_bytes(folder / "state", {"B": self._kid(CITY)})["B"]
+        # Now the spool is full: what rests on disk is looked at now, what must be gone at the end.
+        spooled = find_bytes(folder / "state", {"B": self._kid(CITY), **PLAINTEXT})
         revoked_at = len(auditor.seen())
         link.restore()
         state.link_up = True
@@ -237,8 +242,8 @@ class Story:
         self._watch(daemon, player, clock, until_ns=at(1.0))
         state.phase = "the drive is over"
         self._drain(auditor)
-        kept_after = find_bytes(folder / "state", self._needles(auditor.seen()))
-        return self._judge(auditor.seen(), revoked_at, kept_before, kept_after)
+        kept = find_bytes(folder / "state", self._needles(auditor.seen()))
+        return self._judge(auditor.seen(), revoked_at, spooled, kept)
 
     def _say(self, text: str) -> None:
         self._state.phase = text
@@ -364,7 +369,7 @@ class Story:
             self._changed()
             clock.wait_until(min(until_ns, clock() + int(0.1 * clock.speed * NS_PER_S)))
         if player.failure is not None:
-            raise AgentError(f"the drive could not be played: {player.failure}")
+            raise _told("the drive could not be played", player.failure)
 
     def _blocked(self, daemon: Daemon) -> dict[str, str]:
         """Say for every path that the vehicle could give why nobody gets it now."""
@@ -376,9 +381,7 @@ class Story:
             if bound.vss.path not in granted:
                 scope = bound.scope.name
                 ended = revoked and scope in scopes_b
-                reasons[bound.vss.path] = (
-                    "B's grant is revoked" if ended else f"no grant names {scope}"
-                )
+                reasons[bound.vss.path] = REVOKED_B if ended else f"no grant names {scope}"
         return reasons
 
     def _drain(self, auditor: Auditor) -> None:
@@ -392,7 +395,7 @@ class Story:
 
     def _needles(self, seen: list[Seen]) -> dict[str, bytes]:
         """Return what must not lie in the state directory: B's envelopes, and any plaintext."""
-        needles = {"key of B": self._kid(CITY), "plaintext": b"Vehicle."}
+        needles = {"key of B": self._kid(CITY), **PLAINTEXT}
         for index, item in enumerate(seen):
             if f"/data/{CITY}/" in item.topic:
                 middle = len(item.payload) // 2
@@ -400,15 +403,18 @@ class Story:
         return needles
 
     def _judge(
-        self, seen: list[Seen], revoked_at: int, kept_before: int, found: dict[str, int]
+        self, seen: list[Seen], revoked_at: int, spooled: dict[str, int], kept: dict[str, int]
     ) -> list[Promise]:
         # Before the broker's answer came, the link was cut: such an envelope is sent again.
         data = list({item.payload: item for item in seen if "/data/" in item.topic}.values())
         late = [item for item in seen[revoked_at:] if f"/data/{CITY}/" in item.topic]
         to_a = [item for item in data if f"/data/{FLEET}/" in item.topic]
         numbers = sorted(opened.header.n for opened in self._opened[FLEET])
-        kept = sum(count for label, count in found.items() if label != "plaintext")
-        readable = [item for item in data if b"Vehicle." in item.payload]
+        of_b = sum(count for label, count in kept.items() if label not in PLAINTEXT)
+        unsealed = {label: spooled[label] + kept[label] for label in PLAINTEXT}
+        readable = [
+            item for item in data if any(sign in item.payload for sign in PLAINTEXT.values())
+        ]
         opened = sum(map(len, self._opened.values()))
         return [
             Promise(
@@ -434,14 +440,15 @@ class Story:
             ),
             Promise(
                 "nothing of B's is kept after the revocation",
-                kept_before > 0 and kept == 0,
-                f"B's envelopes lay in {kept_before} places of the state directory before it, "
-                f"{kept} after it",
+                spooled["B"] > 0 and of_b == 0,
+                f"B's envelopes lay in {spooled['B']} places of the state directory before it, "
+                f"{of_b} after it",
             ),
             Promise(
                 "what rests on disk is sealed",
-                found["plaintext"] == 0,
-                f"{found['plaintext']} plaintext paths in the bytes of the state directory",
+                not any(unsealed.values()),
+                " and ".join(f"{count} {label}" for label, count in unsealed.items())
+                + " in the bytes of the state directory, full and at the end",
             ),
             Promise(
                 "nothing of A's was lost in the outage",
@@ -478,6 +485,13 @@ class Story:
                 open_envelope(item.payload, recipient_keys=keys, devices=devices)
                 count += 1
         return count
+
+
+def _told(what: str, failure: BaseException | None) -> AgentError:
+    """Return what failed in another thread, with its cause's own advice."""
+    told = AgentError(f"{what}: {failure}", hint=getattr(failure, "hint", None))
+    told.__cause__ = failure
+    return told
 
 
 def _obeys(column: Column, limits: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """What a person sees of the demo: a live picture on a terminal, plain lines elsewhere."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from agent.demo.scenario import CITY, FLEET, Promise, State
+from agent.demo.scenario import CITY, FLEET, REVOKED_B, Promise, State
 
 _REFRESH_HZ = 4
 _BLOCKED_SHOWN = 6
@@ -54,15 +55,9 @@ def print_summary(state: State, promises: list[Promise], console: Console) -> No
         )
         for path, count in sorted(opened.items()):
             console.print(f"    {count:6}  {path}", highlight=False)
-    why: dict[str, int] = {}
-    for reason in state.blocked.values():
-        why[reason] = why.get(reason, 0) + 1
     console.print("blocked in the vehicle, never decoded:", highlight=False)
-    for reason, count in sorted(why.items(), key=lambda item: -item[1])[:_BLOCKED_SHOWN]:
+    for count, reason in _reasons(state):
         console.print(f"    {count:6}  paths: {reason}", highlight=False)
-    rest = sorted(why.values(), reverse=True)[_BLOCKED_SHOWN:]
-    if rest:
-        console.print(f"    {sum(rest):6}  paths in {len(rest)} more scopes", highlight=False)
     console.print()
     for promise in promises:
         mark = Text("kept  ", "green") if promise.kept else Text("BROKEN", "bold red")
@@ -117,10 +112,19 @@ def _recipient(state: State, name: str) -> Panel:
 
 
 def _why(state: State) -> Panel:
-    why: dict[str, int] = {}
-    for reason in state.blocked.values():
-        why[reason] = why.get(reason, 0) + 1
     table = Table.grid(padding=(0, 2))
-    for reason, count in sorted(why.items(), key=lambda item: -item[1])[:_BLOCKED_SHOWN]:
+    table.add_column(justify="right")
+    for count, reason in _reasons(state):
         table.add_row(f"{count} paths", reason)
     return Panel(table, title="blocked, never decoded")
+
+
+def _reasons(state: State) -> list[tuple[int, str]]:
+    """Return how many paths are blocked and why: what was revoked first, the rest summed up."""
+    why = Counter(state.blocked.values())
+    ordered = sorted(why.items(), key=lambda item: (item[0] != REVOKED_B, -item[1]))
+    rows = [(count, reason) for reason, count in ordered[:_BLOCKED_SHOWN]]
+    rest = [count for _, count in ordered[_BLOCKED_SHOWN:]]
+    if rest:
+        rows.append((sum(rest), f"no grant names one of {len(rest)} more scopes"))
+    return rows

@@ -1,5 +1,6 @@
 """The agent lane by itself: a real store, a network lane that was never started."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,19 @@ import pytest
 
 from agent.cloud.policy import recipient
 from agent.control import Agent, Batches, Consent
+from agent.control.agent import POLICY_FIRST_S, POLICY_NEXT_S
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.edge.store import Store
-from agent.edge.uplink import PolicyArrived, PolicyToken, Uplink, UplinkConfig
+from agent.edge.uplink import (
+    Connected,
+    Disconnected,
+    PolicyArrived,
+    PolicyToken,
+    Uplink,
+    UplinkConfig,
+)
 from agent.errors import StoreError
 from tests import car
 from tests.cloud import VEHICLE, Cloud
@@ -115,3 +124,31 @@ def test_a_batch_for_a_recipient_who_has_the_grant_no_more_is_dropped(
     assert len(batches.batches) == 1
     assert lane.agent.counts["sealed"] == 0
     assert dict(lane.store.counts()) == {}
+
+
+@pytest.mark.parametrize("session_is_quicker", [True, False])
+def test_a_policy_ends_the_wait_for_the_policy_whether_it_comes_before_or_after_the_connection(
+    lane: Lane,
+    cloud: Cloud,
+    session_is_quicker: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """A broker's session brings what it kept before we hear that the connection is up."""
+    policy = PolicyArrived(cloud.policy(cloud.grant(ODOMETER)).encode(), PolicyToken(1, 1))
+    lane.agent.post(Disconnected("lost"))
+    for event in (policy, Connected()) if session_is_quicker else (Connected(), policy):
+        lane.agent.post(event)
+    lane.agent.turn(0.0)
+
+    assert 0 < lane.agent._publish_after_s - time.monotonic() <= POLICY_NEXT_S
+
+
+def test_every_connection_waits_for_its_own_policy(lane: Lane, cloud: Cloud) -> None:
+    """What an earlier connection brought may have been replaced since."""
+    lane.agent.post(Connected())
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+
+    lane.agent.post(Disconnected("lost"))
+    lane.agent.post(Connected())
+    lane.agent.turn(0.0)
+
+    assert POLICY_NEXT_S < lane.agent._publish_after_s - time.monotonic() <= POLICY_FIRST_S
