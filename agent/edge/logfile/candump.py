@@ -147,6 +147,8 @@ def _read_mixed(piece: str, before: int, report: LogReport) -> list[Frame]:
 def _parse_line(line: str) -> Frame:
     found = _LOG_LINE.fullmatch(line)
     if found:
+        if ":" in found["body"]:
+            raise UnreadableLine("a CAN XL frame; classic CAN and CAN FD are read")
         can_id, data = _from_log_body(_canid(found["id"]), found["body"])
     else:
         found = _SCREEN_LINE.fullmatch(line)
@@ -204,8 +206,6 @@ def _from_log_body(can_id: int, body: str) -> tuple[int, bytes]:
         if not _REMOTE_BODY.fullmatch(body):
             raise UnreadableLine("a remote frame with data")
         return can_id | CAN_RTR_FLAG, b""
-    if ":" in body:
-        raise UnreadableLine("a CAN XL frame; classic CAN and CAN FD are read")
     if len(body) > 2 * MAX_CLASSIC and _RAW_DLC.fullmatch(body[-2:]):
         body = body[:-2]
     return can_id, _payload(body, limit=MAX_CLASSIC)
