@@ -1,8 +1,8 @@
 """What stands in the documents, read as data; and the parts of them that are written by a program.
 
-`python -m tests.docs` writes those parts anew: help texts, the module table, the transcript of a
-replay. The transcript of the demo stays as it is, because its numbers vary: paste a new one where
-its test says that it has other lines.
+`python -m tests.docs` writes those parts anew: help texts, tables, the transcript of a replay. That
+of the demo varies in its numbers and takes half a minute, so it is written only when it is named:
+`python -m tests.docs demo`.
 """
 
 import ast
@@ -30,6 +30,9 @@ DOCS = ROOT / "docs"
 COMMANDS = DOCS / "commands.md"
 ARCHITECTURE = DOCS / "architecture.md"
 PACKAGE = ROOT / "agent"
+
+# What `make` runs, without its set-up.
+SHOWN_BY = {"make demo": ".venv/bin/consentry demo"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -247,6 +250,7 @@ def shown_again(block: str, *, folder: Path) -> str:
     found = "```\n"
     for lines in re.findall(r"^\$ (?:.*\\\n)*.*\n", block, re.MULTILINE):
         command = " ".join(lines[2:].replace("\\\n", " ").split())
+        command = SHOWN_BY.get(command, command)
         found += lines + run_shown(command, folder=folder)
     return found + "```\n"
 
@@ -278,7 +282,8 @@ def run_shown(command: str, *, folder: Path) -> str:
     return ended.stdout
 
 
-def _write() -> None:
+def _write(*names: str) -> None:
+    """Write what a program writes, the named transcripts of the README among it."""
     text = COMMANDS.read_text(encoding="utf-8")
     for words in commands():
         text = with_part(text, f"help: {words or 'consentry'}", help_part(words))
@@ -286,11 +291,13 @@ def _write() -> None:
     COMMANDS.write_text(text, encoding="utf-8")
     text = with_part(ARCHITECTURE.read_text(encoding="utf-8"), "modules", module_part())
     ARCHITECTURE.write_text(with_part(text, "sizes", size_part()), encoding="utf-8")
-    text, name = README.read_text(encoding="utf-8"), "transcript: replay"
-    with tempfile.TemporaryDirectory() as folder:
-        shown = shown_again(part(text, name), folder=Path(folder))
-    README.write_text(with_part(text, name, shown), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            shown = shown_again(part(text, f"transcript: {name}"), folder=Path(folder))
+        text = with_part(text, f"transcript: {name}", shown)
+    README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    _write()
+    _write("replay", *sys.argv[1:])

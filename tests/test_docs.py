@@ -5,6 +5,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -323,3 +324,12 @@ def log_line(node: ast.AST) -> list[tuple[str, str, tuple[str, ...]]]:
     ]
     level = {"exception": "error"}.get(node.func.attr, node.func.attr)
     return [(ast.literal_eval(node.args[0]), level, tuple(facts))]
+
+
+@pytest.mark.parametrize("name", sorted(set(TEXTS) - {n for n in TEXTS if "/adr/" in n}))
+def test_every_extra_that_a_document_names_can_be_installed(name: str) -> None:
+    """Decision records stay as they were written; what they name may be gone."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"extras? `(\w+)`", TEXTS[name])
+
+    assert set(named) <= project["optional-dependencies"].keys()
