@@ -41,14 +41,23 @@ _LATER_NS = 1 << 100
 
 
 class Bits:
-    """Where one DBC signal lies, and when it is there."""
+    """Where one DBC signal lies, and when it is there.
+
+    Attributes:
+        mask: Its bits.
+        most: The raw values that it can have.
+        names: Those of them that bear a name in the DBC.
+    """
 
     def __init__(self, message: Any, signal: Any) -> None:
         self.places = tuple(_places(signal))  # The least significant first.
         self.mask = reduce(or_, (1 << place for place in self.places))
         self.last_byte = max(self.places) // 8
-        self._scale, self._offset = signal.scale, signal.offset
-        self._signed = signal.is_signed
+        self.scale, self.offset = signal.scale, signal.offset
+        self.is_float = signal.is_float
+        self.names = frozenset(signal.choices or ())
+        count = 1 << signal.length
+        self.most = range(-count // 2, count // 2) if signal.is_signed else range(count)
         self._ids = frozenset(signal.multiplexer_ids or ())
         parent = signal.multiplexer_signal
         self._selector = Bits(message, message.get_signal_by_name(parent)) if parent else None
@@ -56,12 +65,16 @@ class Bits:
     def raw(self, word: int) -> int:
         """The signal's raw value in a payload, read as a little-endian integer."""
         raw = sum((word >> place & 1) << index for index, place in enumerate(self.places))
-        if self._signed and raw >> (len(self.places) - 1):
-            raw -= 1 << len(self.places)
-        return raw
+        return raw if raw in self.most else raw - len(self.most)
+
+    def with_raw(self, word: int, raw: int) -> int:
+        """The same payload with another raw value."""
+        return word & ~self.mask | sum(
+            (raw >> index & 1) << place for index, place in enumerate(self.places)
+        )
 
     def physical(self, word: int) -> float:
-        value: float = self.raw(word) * self._scale + self._offset
+        value: float = self.raw(word) * self.scale + self.offset
         return value
 
     def look(self, word: int, length: int) -> tuple[bool, int]:
