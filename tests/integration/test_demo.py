@@ -30,7 +30,7 @@ COMMAND = (
     if SCRIPT.exists()
     else [sys.executable, "-c", "from agent.cli.main import main; main()"]
 )
-FAST = ("--speed", "300")
+FAST = ("--speed", "100")  # Six seconds of the simulated drive: a loaded machine keeps up.
 LIMIT_S = 60
 PROMISES = [
     "only what was consented to arrived",
