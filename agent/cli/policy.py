@@ -29,7 +29,7 @@ def command() -> None:
     """Write, sign and verify policies."""
 
 
-@command.command()
+@command.command(short_help="Write a first policy as JSON.")
 @click.option("--vehicle", required=True, help="The vehicle's pseudonym; never its VIN.")
 @click.option("--issuer", default="https://consent.example", show_default=True)
 @click.option(
@@ -83,7 +83,7 @@ def new(  # noqa: PLR0913 - one argument per option
     return EXIT_OK
 
 
-@command.command()
+@command.command(short_help="Write the next version, with a grant withdrawn.")
 @click.argument("policy", type=_FILE)
 @click.argument("grant_id")
 @_catalogue
@@ -98,7 +98,7 @@ def revoke(*, policy: Path, grant_id: str, catalogue: Path | None, out: Path | N
     return EXIT_OK
 
 
-@command.command()
+@command.command(short_help="Sign a policy.")
 @click.argument("policy", type=_FILE)
 @click.option("--key", required=True, type=_FILE, help="The platform's private key.")
 @_catalogue
@@ -112,7 +112,7 @@ def sign(*, policy: Path, key: Path, catalogue: Path | None, out: Path | None) -
     return EXIT_OK
 
 
-@command.command()
+@command.command(short_help="Check a signed policy as a vehicle would.")
 @click.argument("policy", type=_FILE)
 @click.option("--trust", required=True, type=_FILE, help="The vehicle's trust file.")
 @click.option("--vehicle", help="Also check that it is for this vehicle.")

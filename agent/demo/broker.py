@@ -93,6 +93,11 @@ class Broker:
         self._ca.cert_pem.write_to_path(folder / "ca.pem")
         self._issue("localhost", "127.0.0.1", stem="server")
 
+    @property
+    def asks_for_certificates(self) -> bool:
+        """Whether a client without a certificate is refused; rumqttd does not ask for one."""
+        return self._binary is not None
+
     def __enter__(self) -> Self:
         self.start()
         return self

@@ -196,9 +196,11 @@ class Story:
     def _play(self, stack: ExitStack, folder: Path) -> list[Promise]:
         options, state = self._options, self._state
         drive_s = min(drive_length_s(options.logs), options.longest_s)
-        self._say("starting a broker with TLS and client certificates")
-        broker = stack.enter_context(Broker(folder / "broker"))
+        broker = Broker(folder / "broker")
         state.broker = broker.name
+        asks = "client certificates" if broker.asks_for_certificates else "no client certificates"
+        self._say(f"starting {broker.name} with TLS and {asks}")
+        stack.enter_context(broker)
         auditor = stack.enter_context(Auditor(port=broker.port, tls=broker.tls("auditor")))
         link = stack.enter_context(Link(broker.port))
         self._listen(stack, broker)
