@@ -45,7 +45,7 @@ _TIMED_HEADER = struct.Struct("<L4xQ")
 _CONTAINER = struct.Struct("<H6xL4x")
 _CLASSIC = struct.Struct("<HBBL8s")  # channel, flags, length code, identifier, data
 _FD = struct.Struct("<HBBL5xBB5x64s")  # channel, flags, code, identifier, FD flags, bytes, data
-_FD_64 = struct.Struct("<BxBxL4xL20xBxL")  # see _from_fd_64
+_FD_64 = struct.Struct("<BxBxL4xL19xB4x")  # see _from_fd_64
 _CHANNEL_U16 = struct.Struct("<H")
 _CHANNEL_U8 = struct.Struct("<B")
 
@@ -247,7 +247,7 @@ def _from_fd_64(found: _Found) -> tuple[int, int, bytes]:
     flags u32 · bit rates, offsets u32 x 4 · bit count u16 · direction u8 · offset of extra data u8
     · crc u32
     """
-    channel, length, identifier, flags, extra, _ = _FD_64.unpack_from(found.body)
+    channel, length, identifier, flags, extra = _FD_64.unpack_from(found.body)
     can_id = _canid(identifier)
     if flags & _REMOTE_64:
         return channel, can_id | CAN_RTR_FLAG, b""

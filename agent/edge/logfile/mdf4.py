@@ -290,8 +290,10 @@ class Mdf4:
         self._known.add(address)
         links_at = address + _BLOCK_HEADER.size
         end = address + size
-        if end > len(self.raw) and not may_be_cut:
-            raise DamagedFile(f"the file ends within a {name.decode()} block")
+        if end > len(self.raw):
+            if not may_be_cut:
+                raise DamagedFile(f"the file ends within a {name.decode()} block")
+            end = len(self.raw)
         if links_at + 8 * count > end:
             raise DamagedFile(f"a {name.decode()} block with an impossible number of links")
         return self._unpack(f"<{count}Q", links_at), links_at + 8 * count, end
@@ -299,5 +301,5 @@ class Mdf4:
     def _unpack(self, layout: str, at: int) -> tuple[Any, ...]:
         try:
             return struct.unpack_from(layout, self.raw, at)
-        except struct.error as exc:
+        except (struct.error, OverflowError) as exc:
             raise DamagedFile("the file ends where a block should be") from exc

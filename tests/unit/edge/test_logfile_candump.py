@@ -148,3 +148,14 @@ def test_candump_is_read_as_python_can_reads_it(tmp_path: Path) -> None:
 
     with open_log(path) as log, can.CanutilsLogReader(path) as other:
         assert [(f[0], *f[2:]) for f in log] == [(f[0], *f[2:]) for f in map(frame, other)]
+
+
+def test_half_a_byte_in_many_lines_costs_those_lines_only(tmp_path: Path) -> None:
+    good = "(1.000000) can0 118#0011\n(1.000000) can0 118##1001122\n"
+    bad = "(1.000000) can0 118#001\n"
+
+    frames, report = read(tmp_path, "a.log", good + (bad + good) * 3000)
+
+    assert len(frames) == 6002
+    assert report.broken == 3000
+    assert [broken.line for broken in report.first_broken][:3] == [3, 6, 9]
