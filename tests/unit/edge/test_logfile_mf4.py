@@ -183,6 +183,34 @@ def test_nothing_of_the_log_is_written_anywhere(
     assert not list(folder.iterdir())
 
 
+def test_without_ide_the_identifier_tells_and_without_a_length_the_code(tmp_path: Path) -> None:
+    """Members by names that say nothing to a reader are members that are missing."""
+    frames = [
+        (START_NS, "1", 0x7FF, bytes(range(8))),
+        (START_NS + US, "1", 0x800 | CAN_EFF_FLAG, bytes(range(12))),
+        (START_NS + MS, "1", 0x100, b"\1\2"),
+    ]
+    raw = mdf4(frames, start_ns=START_NS)
+    for name in (b"CAN_DataFrame.IDE", b"CAN_DataFrame.DataLength"):
+        assert name in raw
+        raw = raw.replace(name + b"\0", name[:-1] + b"?\0")
+
+    got, report = read(tmp_path, "a.mf4", raw)
+
+    assert got == frames
+    assert report.broken == 0
+
+
+@pytest.mark.parametrize("name", [b"CAN_DataFrame.ID\0", b"CAN_DataFrame.DataBytes\0"])
+def test_data_frames_without_identifier_or_data_are_reported(tmp_path: Path, name: bytes) -> None:
+    raw = mdf4(MANY[:20], start_ns=START_NS).replace(name, name[:-2] + b"?\0")
+
+    frames, report = read(tmp_path, "a.mf4", raw)
+
+    assert all(one[2] & (CAN_RTR_FLAG | CAN_ERR_FLAG) for one in frames)
+    assert "a group of" in report.first_broken[0].reason
+
+
 def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
     draw = random.Random(5)
     files = [mdf4(MANY[:40], start_ns=START_NS, shape=shape) for shape in SHAPES]
