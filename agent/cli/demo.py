@@ -52,8 +52,9 @@ def command(  # noqa: PLR0913 - one argument per option
         raise click.UsageError("--log, --dbc and --mapping belong together")
     from rich.console import Console  # noqa: PLC0415 - slow to import
 
-    from agent.demo.scenario import Options, State, Story  # noqa: PLC0415 - every lane
+    from agent.demo.scenario import Story  # noqa: PLC0415 - every lane
     from agent.demo.screen import print_summary, screen  # noqa: PLC0415 - as above
+    from agent.demo.state import Options, State  # noqa: PLC0415 - as above
     from agent.log import start_logging  # noqa: PLC0415 - as above
 
     start_logging("error")

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,24 @@ from agent.cloud.keys import (
     save_key,
 )
 from agent.cloud.receiver import BrokerAddress, Receiver, Rejected, publish_policy
-from agent.config import Config, parse_config
+from agent.config import parse_config
 from agent.control.agent import POLICY_NEXT_S
 from agent.core.catalogue import Catalogue
 from agent.core.cose import device_public_key
 from agent.core.model import NS_PER_S, Column
-from agent.daemon import Daemon, load_parts
+from agent.daemon import Daemon
 from agent.demo.broker import Broker
 from agent.demo.judge import PLAINTEXT, Auditor, Seen, find_bytes
 from agent.demo.link import Link
 from agent.demo.player import DemoClock, Player
 from agent.demo.sabotage import sabotaged
+from agent.demo.state import CITY, FLEET, REVOKED_B, VEHICLE, Options, Promise, State
+from agent.demo.vehicle import AgentThread, told
 from agent.edge.files import load_catalogue
 from agent.edge.logfile import read_logs
 from agent.errors import AgentError, EnvelopeRejected
 from agent.resources import shipped
 
-VEHICLE = "demo-vehicle"
-FLEET, CITY = "fleet-a", "city-b"  # Recipients A and B.
 GRANT_A, GRANT_B = "gr_fleet", "gr_city"
 SCOPES_A: dict[str, dict[str, Any]] = {
     "read_odometer": {"min_interval_s": 5},
@@ -55,105 +54,11 @@ SCOPES_A: dict[str, dict[str, Any]] = {
 }
 SCOPES_B: dict[str, dict[str, Any]] = {"read_location": {"min_interval_s": 5, "grid_deg": 0.01}}
 
-REVOKED_B = "B's grant is revoked"
-
 # When things happen, as shares of the drive.
 LINK_LOST, REVOKED, LINK_BACK = 0.45, 0.60, 0.65
 BATCH_S = 10.0  # Of the drive's time.
 ACK_TIMEOUT_S = 15.0
 QUIET_S = 1.0  # Without a new message for so long, everything has arrived; > POLICY_NEXT_S.
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What is played, and how.
-
-    Attributes:
-        logs: One recording.
-        dbcs: The DBC files of its bus.
-        mapping: VSS path -> signal.
-        speed: How many times as fast as the recording.
-        longest_s: At most so much of the recording is played, in its own time.
-        sabotage: Which promise is broken on purpose, for tests.
-    """
-
-    logs: tuple[Path, ...]
-    dbcs: tuple[Path, ...]
-    mapping: Path
-    speed: float
-    longest_s: float
-    sabotage: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """One promise, whether it was kept, and how that was seen."""
-
-    text: str
-    kept: bool
-    evidence: str
-
-
-@dataclass(slots=True)
-class State:
-    """What the screen shows; written by the story, read by the screen."""
-
-    phase: str = "starting"
-    broker: str = ""
-    policy_ver: int = 0
-    frames: int = 0
-    link_up: bool = True
-    opened: dict[str, Counter[str]] = field(
-        default_factory=lambda: {FLEET: Counter(), CITY: Counter()}
-    )
-    envelopes: Counter[str] = field(default_factory=Counter)
-    blocked: dict[str, str] = field(default_factory=dict)
-    promises: list[Promise] = field(default_factory=list)
-    events: list[tuple[float, str]] = field(default_factory=list)
-
-
-class AgentThread:
-    """The agent, in a thread of its own: built, run and ended there, as its store demands."""
-
-    def __init__(self, config: Config, clock: DemoClock) -> None:
-        self._config = config
-        self._clock = clock
-        self._stop = threading.Event()
-        self._ready = threading.Event()
-        self._daemon: Daemon | None = None
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
-
-    def start(self) -> Daemon:
-        """Start the agent and return it when it runs.
-
-        Raises:
-            AgentError: It could not start.
-        """
-        self._thread.start()
-        self._ready.wait()
-        if self._daemon is None:
-            raise _told("the agent did not start", self._failure)
-        return self._daemon
-
-    def close(self) -> None:
-        """End the agent and wait for it."""
-        self._stop.set()
-        if self._daemon is not None:
-            self._daemon.wake()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        try:
-            with Daemon(self._config, load_parts(self._config), clock=self._clock) as daemon:
-                daemon.start()
-                self._daemon = daemon
-                self._ready.set()
-                daemon.run(self._stop)
-        except BaseException as exc:  # noqa: BLE001 - the thread's top; told by `start`
-            self._failure = exc
-        finally:
-            self._ready.set()
 
 
 class Story:
@@ -371,7 +276,7 @@ class Story:
             self._changed()
             clock.wait_until(min(until_ns, clock() + int(0.1 * clock.speed * NS_PER_S)))
         if player.failure is not None:
-            raise _told("the drive could not be played", player.failure)
+            raise told("the drive could not be played", player.failure)
 
     def _blocked(self, daemon: Daemon) -> dict[str, str]:
         """Say for every path that the vehicle could give why nobody gets it now."""
@@ -487,13 +392,6 @@ class Story:
                 open_envelope(item.payload, recipient_keys=keys, devices=devices)
                 count += 1
         return count
-
-
-def _told(what: str, failure: BaseException | None) -> AgentError:
-    """Return what failed in another thread, with its cause's own advice."""
-    told = AgentError(f"{what}: {failure}", hint=getattr(failure, "hint", None))
-    told.__cause__ = failure
-    return told
 
 
 def _obeys(column: Column, limits: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from agent.demo.scenario import CITY, FLEET, REVOKED_B, Promise, State
+from agent.demo.state import CITY, FLEET, REVOKED_B, Promise, State
 
 _REFRESH_HZ = 4
 _BLOCKED_SHOWN = 6
