@@ -24,6 +24,8 @@ Every error says what was found and what was expected; `hint` says what to do.
 No message carries a signal value, a position, a VIN or a key.
 """
 
+from typing import ClassVar
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_POLICY = 3
@@ -36,22 +38,28 @@ class AgentError(Exception):
         message: What was found and what was expected, one line.
         hint: What to do about it, one line, or None.
         exit_code: The status that the command line ends with.
+        advice: The hint of those of this kind that bring none of their own.
     """
 
     exit_code = EXIT_FAILED
+    advice: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.advice
 
 
 class ConfigError(AgentError):
     """A file that the user wrote is wrong."""
 
+    advice = "config/agent.toml shows every key with its default"
+
 
 class CatalogueError(ConfigError):
     """The catalogue of scopes is wrong."""
+
+    advice = "config/catalogue.json is the one that we ship"
 
 
 class _AtLine(AgentError):  # noqa: N818 - a branch, never raised itself
@@ -76,6 +84,8 @@ class _AtLine(AgentError):  # noqa: N818 - a branch, never raised itself
 class DbcError(_AtLine, ConfigError):
     """A DBC file cannot be used."""
 
+    advice = "mend the file there, or name another one: what it means is never guessed"
+
 
 class MappingError(_AtLine, ConfigError):
     """A mapping file cannot be used."""
@@ -83,6 +93,8 @@ class MappingError(_AtLine, ConfigError):
 
 class KeyFileError(ConfigError):
     """A key, certificate or trust file cannot be used."""
+
+    advice = "`consentry keys new` makes keys, `consentry keys trust` a trust file"
 
 
 class LogError(_AtLine):
@@ -99,7 +111,7 @@ class PolicyRejected(AgentError):  # noqa: N818 - says what happened
     exit_code = EXIT_POLICY
 
     def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint or f"docs/policy.md explains the reason {reason}")
         self.reason = reason
 
 
@@ -127,12 +139,14 @@ class EnvelopeRejected(AgentError):  # noqa: N818 - says what happened
     """
 
     def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint or f"docs/envelope.md explains the reason {reason}")
         self.reason = reason
 
 
 class StoreError(AgentError):
     """The disk refused; what was committed before is still there."""
+
+    advice = "check the disk of the state directory; what was stored before is still there"
 
 
 class StoreBusy(StoreError):  # noqa: N818 - says what happened
@@ -145,3 +159,5 @@ class BusError(AgentError):
 
 class UplinkError(AgentError):
     """The broker cannot be reached or refuses us."""
+
+    advice = "check the broker's host and port, the certificates, and that it runs"

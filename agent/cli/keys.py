@@ -8,6 +8,7 @@ from agent.cli.main import EXIT_OK
 from agent.cli.output import note, result_file
 from agent.cloud import keys as cloud
 from agent.cloud.policy import trust_file
+from agent.errors import KeyFileError
 
 _FILE = click.Path(path_type=Path)
 _MAKERS = {
@@ -33,8 +34,13 @@ def new(*, role: str, kid: str, out: Path, alg: str) -> int:
     """Make a key pair called KID for a ROLE; keys are never overwritten."""
     private = _MAKERS[role](kid, alg)
     public = out.with_name(f"{out.name.removesuffix('.jwk')}.pub.jwk")
-    cloud.save_key(out, private)
+    # The public half first: where one of the two is in the way, no private key is left alone.
     cloud.save_key(public, cloud.public_half(private))
+    try:
+        cloud.save_key(out, private)
+    except KeyFileError:
+        public.unlink()
+        raise
     note(f"private key in {out} (mode 0600), public key in {public}")
     return EXIT_OK
 

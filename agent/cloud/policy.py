@@ -265,7 +265,8 @@ def _find(document: Document, grant_id: str) -> Document:
     for found in grants:
         if found["grant_id"] == grant_id:
             return found
-    raise AgentError(f"the policy has no grant {shown(grant_id)}")
+    known = ", ".join(str(found["grant_id"]) for found in grants) or "none"
+    raise AgentError(f"the policy has no grant {shown(grant_id)}", hint=f"its grants are: {known}")
 
 
 def _signature(signed: bytes, key: Mapping[str, Any], alg: str) -> bytes:
