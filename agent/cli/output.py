@@ -96,17 +96,21 @@ def row_of(sample: Sample) -> dict[str, object]:
     }
 
 
-def write_samples(file: IO[str], samples: Iterable[Sample], form: str) -> None:
+def write_samples(
+    file: IO[str], samples: Iterable[Sample], form: str, *, head: bool = True
+) -> None:
     """Write samples as JSON lines or CSV.
 
     Args:
         file: Where to.
         samples: In the order to print.
         form: "jsonl" or "csv"; in CSV booleans are true and false, and no unit is an empty cell.
+        head: Begin with the names of the columns in CSV; False for what follows such a table.
     """
     if form == "csv":
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(FIELDS)
+        if head:
+            table.writerow(FIELDS)
         for sample in samples:
             row = row_of(sample)
             if isinstance(sample.value, bool):

@@ -72,7 +72,7 @@ def command(  # noqa: PLR0913 - one argument per option
                     )
                 )
                 continue
-            write_samples(sys.stdout, item.samples(recipient), form)
+            write_samples(sys.stdout, item.samples(recipient), form, head=received == 0)
             sys.stdout.flush()
             received += 1
             if received == count:
