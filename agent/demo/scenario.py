@@ -58,7 +58,7 @@ SCOPES_B: dict[str, dict[str, Any]] = {"read_location": {"min_interval_s": 5, "g
 LINK_LOST, REVOKED, LINK_BACK = 0.45, 0.60, 0.65
 BATCH_S = 10.0  # Of the drive's time.
 ACK_TIMEOUT_S = 15.0
-QUIET_S = 1.0  # Without a new message for so long, everything has arrived; > POLICY_NEXT_S.
+QUIET_S = 2.0  # Without a new message for so long, everything has arrived; > POLICY_NEXT_S.
 
 
 class Story:

@@ -180,7 +180,7 @@ def test_without_mosquitto_the_broker_in_the_wheel_serves(
     status = run(["demo", "--json", *FAST])
 
     captured = capsys.readouterr()
-    assert status == 0, captured.err
+    assert status == 0, captured.err + captured.out
     result = json.loads(captured.out)
     assert result["broker"] == "iotcore"
     assert kept(result) == dict.fromkeys(PROMISES, True)
@@ -199,7 +199,7 @@ def test_any_other_drive_can_be_played(captures: Path, tmp_path: Path) -> None:
         *("--mapping", str(ROOT / "config" / "vehicles" / "obd2_gnss.vspec")),
     )
 
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads(done.stdout)
     assert kept(result) == dict.fromkeys(PROMISES, True)
     assert result["frames"] > 10_000
