@@ -6,7 +6,6 @@ process can feed, with the frames' own times.
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -185,11 +184,18 @@ class Desk:
         return self.path(name)
 
     @contextmanager
-    def running(self, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-        """Run `consentry run` in a process of its own; its words are in `log`."""
+    def running(
+        self, *arguments: str, on: Iterable[str] = ()
+    ) -> Iterator["subprocess.Popen[bytes]"]:
+        """Run `consentry run` in a process of its own; its words are in `log`.
+
+        Args:
+            arguments: Its options, beside --config.
+            on: A command that puts the one behind it in its own place.
+        """
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                [*COMMAND, "run", "--config", self.path("agent.toml"), *arguments],
+                [*on, *COMMAND, "run", "--config", self.path("agent.toml"), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -216,11 +222,10 @@ class Desk:
         assert process.wait(WAIT_S) == 0, self.log
         return time.monotonic() - started_s
 
-    def spooled(self) -> int:
+    def spooled(self, state: Path | None = None) -> int:
         """Count the places on disk that name the recipient's key, as every envelope does."""
-        return sum(
-            path.read_bytes().count(b"fx-1") for path in (self.folder / "state").glob("state.db*")
-        )
+        files = (state or self.folder / "state").glob("state.db*")
+        return sum(path.read_bytes().count(b"fx-1") for path in files)
 
 
 def consentry(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -262,9 +267,3 @@ def needs_mosquitto() -> None:
         if os.environ.get("CI"):
             pytest.fail("mosquitto must be installed in CI")
         pytest.skip("mosquitto is not installed")
-
-
-def limit_files(process: "subprocess.Popen[bytes]", most_bytes: int | None) -> None:
-    """Let a process write no file beyond so many bytes, as on a full disk; None lifts it."""
-    soft = resource.RLIM_INFINITY if most_bytes is None else most_bytes
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))

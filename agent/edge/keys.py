@@ -36,7 +36,10 @@ def load_device_key(path: Path) -> DeviceKey:
         raise KeyFileError(f"the device key {path} is not strict JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise KeyFileError(f"the device key {path} is no JWK, expected a JSON object")
-    return device_key(value)
+    try:
+        return device_key(value)
+    except KeyFileError as exc:
+        raise KeyFileError(f"the device key {path}: {exc.message}", hint=exc.hint) from exc
 
 
 def client_tls(
