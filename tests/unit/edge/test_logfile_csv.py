@@ -1,5 +1,6 @@
 """CSV as python-can and SavvyCAN write it."""
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,7 @@ def test_csv_with_other_columns_is_refused_with_the_ones_that_are_read(tmp_path:
         "when,0x123,0,0,0,0,",
         "nan,0x123,0,0,0,0,",
         "1483389946.197,0x123,2,0,0,0,",
+        f"1483389946.197,0x123,0,0,0,15,{base64.b64encode(bytes(65)).decode()}",
     ],
 )
 def test_a_broken_csv_line_is_counted_and_costs_nothing_else(tmp_path: Path, line: str) -> None:
@@ -79,3 +81,28 @@ def test_a_broken_csv_line_is_counted_and_costs_nothing_else(tmp_path: Path, lin
 
     assert frames == [(S, "1", 0x123, b"\x07")] * 2
     assert [broken.line for broken in report.first_broken] == [3]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("5,21A,false,Rx,0,2,01", "fewer bytes"),
+        ("5,21A,false,Rx,0,2,01,,,,,,,,", "fewer bytes"),
+        (f"5,21A,false,Rx,0,65,{','.join(['00'] * 65)}", "at most 64"),
+        ("5,21A,perhaps,Rx,0,1,01", "neither true nor false"),
+        ("5,21A,false,Rx,can0,1,01", "bus is not a number"),
+        ("5,92A,false,Rx,0,1,01", "too many bits"),
+        ("5,21A,false,Rx,0,4,RTR", "remote frame"),
+    ],
+)
+def test_a_broken_savvycan_line_is_counted_with_its_reason(
+    tmp_path: Path, line: str, reason: str
+) -> None:
+    good = "7,123,0,Rx,0,1,07\n8,123,1,Rx,0,1,07\n"
+    header = "Time Stamp,ID,Extended,Dir,Bus,LEN,D1,D2,D3,D4,D5,D6,D7,D8\n"
+
+    frames, report = read(tmp_path, "a.csv", f"{header}{good}{line}\n")
+
+    assert frames == [(7 * US, "0", 0x123, b"\7"), (8 * US, "0", 0x123 | CAN_EFF_FLAG, b"\7")]
+    assert [broken.line for broken in report.first_broken] == [4]
+    assert reason in report.first_broken[0].reason

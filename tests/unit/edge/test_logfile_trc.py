@@ -162,3 +162,39 @@ def test_a_broken_trc_line_is_counted_and_costs_nothing_else(tmp_path: Path, lin
 
     assert frames == [(1059_900 * US, "1", 0x300, b"\x07")] * 2
     assert [broken.line for broken in report.first_broken] == [3]
+
+
+@pytest.mark.parametrize(
+    ("code", "length"),
+    [(8, 8), (9, 12), (10, 16), (11, 20), (12, 24), (13, 32), (14, 48), (15, 64)],
+)
+def test_trc_length_codes_of_can_fd_are_those_of_iso_11898(
+    tmp_path: Path, code: int, length: int
+) -> None:
+    header = ";$FILEVERSION=2.0\n;$COLUMNS=N,O,T,I,d,L,D\n"
+    data = bytes(range(length))
+
+    frames, report = read(tmp_path, "a.trc", f"{header} 1 1.0 FD 0300 Rx {code} {data.hex(' ')}\n")
+
+    assert frames == [(MS, "1", 0x300, data)]
+    assert report.broken == 0
+
+
+def test_trc_start_time_may_have_a_decimal_comma(tmp_path: Path) -> None:
+    text = ";$FILEVERSION=1.1\n;$STARTTIME=43008,5\n 1)  1.0  Rx  0300  1  07\n"
+
+    frames, report = read(tmp_path, "a.trc", text)
+
+    assert frames == [(utc_ns(2017, 9, 30, 12) + MS, "1", 0x300, b"\x07")]
+    assert report.absolute_time
+
+
+def test_trc_skips_a_j1939_message_of_several_packets(tmp_path: Path) -> None:
+    header = ";$FILEVERSION=2.0\n;$COLUMNS=N,O,T,I,d,l,D\n"
+    message = f" 1 1.0 DT 18FECA00 Rx 10 {bytes(10).hex(' ')}\n"
+    frame = " 2 2.0 DT 18FECA00 Rx 1 07\n"
+
+    frames, report = read(tmp_path, "a.trc", header + message + frame)
+
+    assert frames == [(2 * MS, "1", 0x18FECA00 | CAN_EFF_FLAG, b"\x07")]
+    assert (report.skipped, report.broken) == (1, 0)
