@@ -1,6 +1,7 @@
 """CSV as python-can and SavvyCAN write it."""
 
 import base64
+import gzip
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,8 @@ def test_a_broken_savvycan_line_is_counted_with_its_reason(
     assert frames == [(7 * US, "0", 0x123, b"\7"), (8 * US, "0", 0x123 | CAN_EFF_FLAG, b"\7")]
     assert [broken.line for broken in report.first_broken] == [4]
     assert reason in report.first_broken[0].reason
+
+
+def test_a_packed_csv_with_other_columns_is_known_by_the_suffix_before_gz(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="other columns"):
+        read(tmp_path, "a.csv.gz", gzip.compress(b"time;id;data\n1;2;3\n"))
