@@ -2,24 +2,30 @@
 
 from agent.edge.store.store import Store
 from agent.edge.store.value import (
+    EVERY_GRANT,
     EndState,
     GrantState,
     LiveGrant,
+    LocalStop,
     Purged,
     SpoolRow,
     StoredPolicy,
+    StoredRestriction,
     Tally,
     Tombstone,
 )
 
 __all__ = [
+    "EVERY_GRANT",
     "EndState",
     "GrantState",
     "LiveGrant",
+    "LocalStop",
     "Purged",
     "SpoolRow",
     "Store",
     "StoredPolicy",
+    "StoredRestriction",
     "Tally",
     "Tombstone",
 ]

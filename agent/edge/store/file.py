@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEPT_ASIDE = 2  # Set-aside databases kept for an engineer; older ones go.
 
 # SQLite zeroes a freed page whole, but a leaf page that it rebuilds keeps stale copies of moved
@@ -22,6 +22,23 @@ KEPT_ASIDE = 2  # Set-aside databases kept for an engineer; older ones go.
 # lie in a leaf page: `pad` is longer than the most of a record that stays in one (page size - 35;
 # SQLite file format, section 1.6), and the envelope behind it lies in overflow pages of its own.
 PAGE_BYTES = 1024
+
+# What restricts beside the policy; version 2 brought it.
+_OVERLAYS = """
+CREATE TABLE restriction (
+    jti TEXT PRIMARY KEY,
+    iat_s INTEGER NOT NULL,
+    mode TEXT NOT NULL CHECK (mode IN ('pause', 'revoke')),
+    grants TEXT NOT NULL,
+    taken_over INTEGER NOT NULL CHECK (taken_over IN (0, 1))
+) STRICT, WITHOUT ROWID;
+CREATE TABLE local_stop (
+    grant_id TEXT PRIMARY KEY,
+    who TEXT NOT NULL,
+    since_ns INTEGER NOT NULL,
+    left_ns INTEGER
+) STRICT, WITHOUT ROWID;
+"""
 
 # AUTOINCREMENT: a late PUBACK must never hit a younger row that got the id of an erased one.
 _SCHEMA = f"""
@@ -67,6 +84,7 @@ CREATE TABLE once_taken (
     PRIMARY KEY (grant_id, path)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+{_OVERLAYS}
 CREATE TRIGGER nothing_leads_back BEFORE INSERT ON live_grant
 WHEN EXISTS (SELECT 1 FROM tombstone WHERE grant_id = NEW.grant_id)
 BEGIN SELECT RAISE(ABORT, 'the grant has ended'); END;
@@ -79,7 +97,10 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """  # noqa: S608 - own numbers
 
 # In this order: a tombstone keeps its grant from being carried over as a live one.
-_SALVAGED = ("policy", "tombstone", "live_grant", "sequence", "once_taken", "number")
+_SALVAGED = (
+    *("policy", "tombstone", "live_grant", "sequence", "once_taken", "number"),
+    *("restriction", "local_stop"),
+)
 
 _PRAGMAS: tuple[tuple[str, str, str | int], ...] = (
     ("page_size", str(PAGE_BYTES), PAGE_BYTES),  # Before anything is written; a fact of the file.
@@ -145,6 +166,8 @@ def _check(db: sqlite3.Connection) -> None:
         )
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+    elif version == 1:
+        db.executescript(f"BEGIN IMMEDIATE; {_OVERLAYS} PRAGMA user_version = 2; COMMIT;")
     (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if health != "ok":
         damaged = sqlite3.DatabaseError(health)

@@ -17,6 +17,8 @@ Rules:
     spool       envelopes, each REFERENCES live_grant ON DELETE CASCADE
     once_taken  (grant_id, path) that gave its single sample; goes with the grant's end
     number      counters and other numbers by name
+    restriction restrict documents by jti, taken over by a policy or not
+    local_stop  grant_id or every grant, stopped at the vehicle
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +29,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agent.edge.store import grants
+from agent.edge.store import grants, overlays
 from agent.edge.store.database import Database
 from agent.edge.store.value import (
     EndState,
     GrantState,
     LiveGrant,
+    LocalStop,
     Purged,
     SpoolRow,
     StoredPolicy,
+    StoredRestriction,
     Tally,
     Tombstone,
 )
@@ -116,6 +120,8 @@ class Store:
         live: Sequence[LiveGrant],
         ended: Sequence[Tombstone],
         at_ns: int,
+        *,
+        taken_over: Sequence[str] = (),
     ) -> Purged:
         """Put a policy in force: policy, live grants, tombstones and erasure in one transaction.
 
@@ -125,12 +131,13 @@ class Store:
             ended: Every grant that the policy ends. One that was live and is in neither list is
                 revoked; one in both has ended.
             at_ns: Time of the tombstones, ns since the epoch.
+            taken_over: The restrictions, by jti, that restrict no more under this policy.
 
         Raises:
             StoreError: The policy would go back, or the disk refused; the old one stays in force.
         """
         grants.check_not_back(self.in_force(), policy)
-        return self._replace(policy, live, ended, at_ns)
+        return self._replace(policy, live, ended, at_ns, taken_over)
 
     def end_grants(self, ended: Sequence[Tombstone], at_ns: int) -> Purged:
         """End grants without a new policy, because they have expired.
@@ -138,7 +145,7 @@ class Store:
         Raises:
             StoreError: The disk refused; nothing changed.
         """
-        return self._replace(None, self.live_grants(), ended, at_ns)
+        return self._replace(None, self.live_grants(), ended, at_ns, ())
 
     def suspend(self) -> Purged:
         """Make every grant pending and erase the whole spool, because the policy has expired.
@@ -174,6 +181,38 @@ class Store:
                     raise StoreError(f"grant {grant_id} is not live, expected a live one")
 
         self._db.with_reserve(step)
+
+    def restrictions(self) -> tuple[StoredRestriction, ...]:
+        """Return every restriction that has come, taken over or not, oldest first."""
+        return overlays.restrictions(self._db)
+
+    def keep_restriction(self, restriction: StoredRestriction) -> None:
+        """Keep a restriction; one that is known already stays as it is.
+
+        Raises:
+            StoreError: The disk refused.
+        """
+        self._db.with_reserve(lambda: overlays.keep_restriction(self._db, restriction))
+
+    def local_stops(self) -> tuple[LocalStop, ...]:
+        """Return what is stopped at the vehicle, in order of grant id."""
+        return overlays.local_stops(self._db)
+
+    def keep_local_stop(self, stop: LocalStop) -> None:
+        """Keep a stop, in the place of an older one of the same grant.
+
+        Raises:
+            StoreError: The disk refused.
+        """
+        self._db.with_reserve(lambda: overlays.keep_local_stop(self._db, stop))
+
+    def lift_local_stop(self, grant_id: str) -> bool:
+        """Lift the stop of a grant, or the one of every grant; return whether there was one.
+
+        Raises:
+            StoreError: The disk refused; it still holds.
+        """
+        return self._db.with_reserve(lambda: overlays.lift_local_stop(self._db, grant_id))
 
     def scrub(self) -> bool:
         """Clear the traces of what has been erased; return whether that could be done."""
@@ -327,11 +366,13 @@ class Store:
         live: Sequence[LiveGrant],
         ended: Sequence[Tombstone],
         at_ns: int,
+        taken_over: Sequence[str],
     ) -> Purged:
         """Replace the live grants; what is not named any more is erased."""
 
         def step() -> tuple[str, ...]:
             with self._db.transaction():
+                overlays.take_over(self._db, taken_over)
                 return grants.replace(self._db, policy, live, ended, at_ns)
 
         gone = {grant.grant_id for grant in ended}

@@ -89,3 +89,42 @@ class SpoolRow:
     recipient: str
     envelope: bytes
     expires_ns: int
+
+
+RestrictionMode = Literal["pause", "revoke"]
+EVERY_GRANT = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRestriction:
+    """A restrict document that was verified; it restricts until a policy takes it over.
+
+    Attributes:
+        jti: Names the document; the same one again changes nothing.
+        iat_s: When it was signed, s since the epoch.
+        grants: Grant ids, or (EVERY_GRANT,).
+        taken_over: A policy has listed it, so it restricts no more.
+    """
+
+    jti: str
+    iat_s: int
+    mode: RestrictionMode
+    grants: tuple[str, ...]
+    taken_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStop:
+    """Somebody at the vehicle has stopped collection and publishing.
+
+    Attributes:
+        grant_id: What is stopped, or EVERY_GRANT.
+        who: `uid 1000`, or `switch`.
+        since_ns: When, ns since the epoch.
+        left_ns: How long it still holds, counted while the board runs; None: until it is lifted.
+    """
+
+    grant_id: str
+    who: str
+    since_ns: int
+    left_ns: int | None = None

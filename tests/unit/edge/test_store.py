@@ -581,7 +581,7 @@ def test_a_state_of_a_newer_agent_is_left_alone(directory: Path) -> None:
     db.close()
     before = (directory / "state.db").read_bytes()
 
-    with pytest.raises(StoreError, match="schema version 99, this agent knows 1"):
+    with pytest.raises(StoreError, match="schema version 99, this agent knows 2"):
         Store.open(directory)
 
     assert (directory / "state.db").read_bytes() == before

@@ -1,0 +1,71 @@
+"""Restrictions and local stops: kept over restarts, lifted only by whom it is due."""
+
+import sqlite3
+from pathlib import Path
+
+from agent.edge.store import (
+    EVERY_GRANT,
+    LiveGrant,
+    LocalStop,
+    Store,
+    StoredPolicy,
+    StoredRestriction,
+)
+
+PAUSE = StoredRestriction("r-1", 100, "pause", ("a", "b"))
+REVOKE = StoredRestriction("r-2", 50, "revoke", (EVERY_GRANT,))
+
+
+def policy(ver: int) -> StoredPolicy:
+    return StoredPolicy(b"jws %d" % ver, 1, ver, b"%032d" % ver, b"c" * 32, ver)
+
+
+def test_restrictions_outlive_a_restart_and_come_oldest_first(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "state") as store:
+        store.keep_restriction(PAUSE)
+        store.keep_restriction(REVOKE)
+    with Store.open(tmp_path / "state") as store:
+        assert store.restrictions() == (REVOKE, PAUSE)
+
+
+def test_a_restriction_that_comes_again_changes_nothing(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "state") as store:
+        store.keep_restriction(PAUSE)
+        store.keep_restriction(StoredRestriction("r-1", 999, "revoke", (EVERY_GRANT,)))
+        assert store.restrictions() == (PAUSE,)
+
+
+def test_a_policy_takes_over_what_it_lists_for_good(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "state") as store:
+        store.keep_restriction(PAUSE)
+        store.keep_restriction(REVOKE)
+        store.apply_policy(policy(1), [LiveGrant("a", 1)], [], 0, taken_over=["r-1", "unknown"])
+        store.keep_restriction(PAUSE)
+        assert {r.jti: r.taken_over for r in store.restrictions()} == {"r-1": True, "r-2": False}
+
+
+def test_local_stops_outlive_a_restart_and_no_policy_lifts_them(tmp_path: Path) -> None:
+    everything = LocalStop(EVERY_GRANT, "uid 1000", 7)
+    timed = LocalStop("a", "switch", 8, left_ns=9)
+    with Store.open(tmp_path / "state") as store:
+        store.keep_local_stop(LocalStop("a", "uid 1", 1))
+        store.keep_local_stop(timed)
+        store.keep_local_stop(everything)
+    with Store.open(tmp_path / "state") as store:
+        store.apply_policy(policy(1), [LiveGrant("a", 1)], [], 0)
+        assert store.local_stops() == (everything, timed)
+        assert store.lift_local_stop("a")
+        assert not store.lift_local_stop("a")
+        assert store.local_stops() == (everything,)
+
+
+def test_a_state_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "state") as store:
+        store.apply_policy(policy(1), [LiveGrant("a", 1)], [], 0)
+    db = sqlite3.connect(tmp_path / "state" / "state.db")
+    db.executescript("DROP TABLE restriction; DROP TABLE local_stop; PRAGMA user_version = 1")
+    db.close()
+    with Store.open(tmp_path / "state") as store:
+        assert store.live_grants() == (LiveGrant("a", 1),)
+        store.keep_restriction(PAUSE)
+        assert store.restrictions() == (PAUSE,)
