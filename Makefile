@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
 
-.PHONY: help venv demo test test-unit check format lock bench test-matrix clean
+.PHONY: help venv demo test test-unit check format lock bench test-matrix test-vm clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -43,6 +43,10 @@ bench: venv ## Measure speed and size against cantools and JSON.
 
 test-matrix: ## Run the unit tests on every installed Python of 3.11, 3.12, 3.13.
 	@scripts/test-matrix $(PYTEST_ARGS)
+
+test-vm: venv ## Run the tests that need a kernel with CAN and systemd, in a guest (root builds it once).
+	@tests/vm/run uml $(PYTEST_ARGS)
+	@tests/vm/run qemu $(PYTEST_ARGS)
 
 clean: ## Remove what was made here.
 	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis dist build

@@ -26,7 +26,7 @@ from tests.pki import Pki
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCKS = ["runtime.txt", "dev.txt"]
+LOCKS = ["runtime.txt", "dev.txt", "vm.txt"]
 PIN = re.compile(r"(?P<name>[a-z0-9.-]+)==(?P<version>[0-9][^ ;]*)(?: ; (?P<marker>[^\\]+))? \\")
 HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?")
 EXAMPLE = ROOT / "config" / "agent.toml"
@@ -68,12 +68,16 @@ def test_a_lock_holds_pins_with_hashes_and_nothing_else(lock: str) -> None:
 
 
 def test_the_vehicle_gets_the_very_versions_that_were_tested() -> None:
-    assert pins("runtime.txt").items() <= pins("dev.txt").items()
+    assert pins("runtime.txt").items() <= pins("vm.txt").items() <= pins("dev.txt").items()
 
 
 @pytest.mark.parametrize(
     ("lock", "groups"),
-    [("runtime.txt", [""]), ("dev.txt", ["", "demo", "report", "dev", "build"])],
+    [
+        ("runtime.txt", [""]),
+        ("vm.txt", ["", "vm"]),
+        ("dev.txt", ["", "demo", "report", "dev", "vm", "build"]),
+    ],
 )
 def test_a_lock_holds_what_the_project_asks_for(lock: str, groups: list[str]) -> None:
     """Whoever changes pyproject.toml runs `make lock`."""
