@@ -44,7 +44,8 @@ class Broker:
 
     Attributes:
         port: Where vehicles connect.
-        backend_port: Where the platform and the recipients connect.
+        backend_port: Where the platform and the auditors connect.
+        recipient_port: Where the recipients connect.
     """
 
     def __init__(
@@ -54,14 +55,16 @@ class Broker:
         self._program = mosquitto()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self.port, self.backend_port = free_ports(2)
+        self.port, self.backend_port, self.recipient_port = free_ports(3)
         files = certificate or pki.broker()
         replaced = {
             "listener 8883": f"listener {self.port} 127.0.0.1",
             "listener 8884": f"listener {self.backend_port} 127.0.0.1",
+            "listener 8885": f"listener {self.recipient_port} 127.0.0.1",
             "/var/lib/mosquitto/": f"{folder}/",
             "/etc/mosquitto/certs/vehicles-ca.pem": str(pki.ca_file(pki.vehicles)),
             "/etc/mosquitto/certs/backend-ca.pem": str(pki.ca_file(pki.backend)),
+            "/etc/mosquitto/certs/recipients-ca.pem": str(pki.ca_file(pki.recipients)),
             "/etc/mosquitto/certs/broker.pem": str(files.certificate),
             "/etc/mosquitto/certs/broker.key": str(files.private_key),
             "/etc/mosquitto/consentry/": f"{SHIPPED}/",
@@ -99,7 +102,7 @@ class Broker:
                 stdout=log,
                 stderr=log,
             )
-        for port in (self.port, self.backend_port):
+        for port in (self.port, self.backend_port, self.recipient_port):
             self._wait_for(port)
 
     def stop(self) -> None:

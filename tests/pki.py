@@ -25,6 +25,7 @@ class Pki:
         self.server = trustme.CA(organization_name="broker")
         self.vehicles = trustme.CA(organization_name="vehicles")
         self.backend = trustme.CA(organization_name="backend")
+        self.recipients = trustme.CA(organization_name="recipients")
         self.stranger = trustme.CA(organization_name="stranger")
 
     def ca_file(self, ca: trustme.CA) -> Path:

@@ -236,7 +236,7 @@ def vehicle(broker: Broker, pki: Pki) -> Iterator[Peer]:
 
 
 def receiving(me: Recipient, pki: Pki, port: int, *more: str, name: str = "fleet-x") -> list[str]:
-    files = pki.client(name, pki.backend)
+    files = pki.client(name, pki.recipients)
     return [
         *("receive", "--host", "localhost", "--port", str(port), "--ca", str(files.ca)),
         *("--certificate", str(files.certificate), "--private-key", str(files.private_key)),
@@ -251,7 +251,7 @@ def test_receive_prints_what_comes_each_envelope_once(
 ) -> None:
     """The broker keeps what comes while the recipient is away; QoS 1 delivers twice at times."""
     first, second, third = (sealing.envelope(n=n) for n in (1, 2, 3))
-    arguments = receiving(me, pki, broker.backend_port, "--format", form)
+    arguments = receiving(me, pki, broker.recipient_port, "--format", form)
     assert run([*arguments, "--seconds", "0.5"]) == 0
     assert "0 envelopes" in capsys.readouterr().err
 
@@ -275,7 +275,7 @@ def test_receive_prints_what_comes_each_envelope_once(
 def test_what_does_not_open_is_named_and_the_rest_goes_on(
     me: Recipient, broker: Broker, pki: Pki, vehicle: Peer, capsys: Capsys
 ) -> None:
-    arguments = receiving(me, pki, broker.backend_port)
+    arguments = receiving(me, pki, broker.recipient_port)
     assert run([*arguments, "--seconds", "0.3"]) == 0
     capsys.readouterr()
     stranger = sealing.envelope(batch(SPEED, grant_id="gr_2"), n=1)
@@ -298,7 +298,7 @@ def test_receive_ends_in_order_when_it_is_interrupted(
 ) -> None:
     """By Ctrl-C, or because whoever reads its output has gone."""
     process = subprocess.Popen(
-        [*COMMAND, *receiving(me, pki, broker.backend_port)],
+        [*COMMAND, *receiving(me, pki, broker.recipient_port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -339,7 +339,7 @@ def test_a_broker_that_is_not_there_is_one_clear_error(
 def test_a_broker_that_another_authority_signed_is_not_trusted(
     me: Recipient, broker: Broker, pki: Pki, capsys: Capsys
 ) -> None:
-    arguments = receiving(me, pki, broker.backend_port)
+    arguments = receiving(me, pki, broker.recipient_port)
     arguments[arguments.index("--ca") + 1] = str(pki.ca_file(pki.stranger))
 
     assert run(arguments) == 1
@@ -353,10 +353,10 @@ def test_a_certificate_of_somebody_else_reads_nothing(
     me: Recipient, broker: Broker, pki: Pki, vehicle: Peer, capsys: Capsys
 ) -> None:
     """The broker's access list goes by the certificate, not by what one calls oneself."""
-    assert run([*receiving(me, pki, broker.backend_port), "--seconds", "0.3"]) == 0
+    assert run([*receiving(me, pki, broker.recipient_port), "--seconds", "0.3"]) == 0
     vehicle.publish(TOPIC, sealing.envelope(n=1))
     capsys.readouterr()
 
-    run([*receiving(me, pki, broker.backend_port, name="fleet-y"), "--seconds", "1"])
+    run([*receiving(me, pki, broker.recipient_port, name="fleet-y"), "--seconds", "1"])
 
     assert capsys.readouterr().out == ""

@@ -19,6 +19,7 @@ TAKEN = (0x00, 0x10)  # Success; success, but nobody subscribed.
 VEHICLE = "consentry/v1/veh-1"
 OTHER = "consentry/v1/veh-2"
 OWN = ("policy/ack", "status", "health", "ledger/head", "data/fleet-x/gr_a", "data/fleet-y/gr_b")
+OWN += ("gap/fleet-x/gr_a",)
 _numbers = itertools.count()
 
 
@@ -65,8 +66,17 @@ class Doors:
             self._peers[key] = Peer(self._broker.backend_port, tls)
         return self._peers[key]
 
+    def recipient(self, name: str) -> Peer:
+        key = f"recipient {name}"
+        if key not in self._peers:
+            tls = context(self._pki.client(name, self._pki.recipients))
+            self._peers[key] = Peer(self._broker.recipient_port, tls)
+        return self._peers[key]
+
     def anybody(self, name: str) -> Peer:
-        return self.vehicle(name) if name.startswith("veh") else self.backend(name)
+        if name.startswith("veh"):
+            return self.vehicle(name)
+        return self.backend(name) if name in ("platform", "auditor") else self.recipient(name)
 
 
 @pytest.fixture
@@ -133,7 +143,7 @@ def test_the_platform_writes_policies_and_the_vehicle_reads_its_own(doors: Doors
 
 def test_a_recipient_reads_what_is_addressed_to_it_by_any_vehicle(doors: Doors) -> None:
     """One subscription for the whole fleet."""
-    recipient = doors.backend("fleet-x").subscribe("consentry/v1/+/data/fleet-x/#")
+    recipient = doors.recipient("fleet-x").subscribe("consentry/v1/+/data/fleet-x/#")
     for name in ("veh-1", "veh-2"):
         topic = f"consentry/v1/{name}/data/fleet-x/gr_a"
         assert doors.vehicle(name).publish(topic, name.encode()) == 0
@@ -154,6 +164,8 @@ READS = [
     ("fleet-x", f"{VEHICLE}/ledger/head"),
     ("fleet-x", f"{VEHICLE}/data/fleet-y/gr_b"),
     ("fleet-x", f"{VEHICLE}/data/fleet-x2/gr_a"),
+    ("fleet-x", f"{VEHICLE}/gap/fleet-y/gr_a"),
+    ("platform", f"{VEHICLE}/gap/fleet-x/gr_a"),
     ("stranger", f"{VEHICLE}/data/fleet-x/gr_a"),
 ]
 SENTINELS = {
@@ -189,7 +201,7 @@ def test_what_is_not_allowed_is_not_read(
 @pytest.mark.parametrize("name", ["#", "+", "veh-1/x", "+/data", "$SYS"])
 def test_a_name_that_is_a_wildcard_opens_nothing(doors: Doors, name: str) -> None:
     """CVE-2017-7650: a pattern must not be widened by the name that is put into it."""
-    listener = doors.backend(name).subscribe("consentry/#").subscribe("#")
+    listener = doors.recipient(name).subscribe("consentry/#").subscribe("#")
     auditor = doors.backend("auditor").subscribe(f"{VEHICLE}/#")
     peer = doors.vehicle("veh-1")
     peer.publish(f"{VEHICLE}/data/fleet-x/gr_a", b"secret")
@@ -222,7 +234,11 @@ def test_the_doors_take_no_certificate_of_the_other_and_none_of_strangers(
         (broker.port, ssl.create_default_context(cafile=pki.vehicle("veh-1").ca)),
         (broker.backend_port, context(pki.client("platform", pki.vehicles))),
         (broker.backend_port, context(pki.client("platform", pki.stranger))),
+        (broker.backend_port, context(pki.client("platform", pki.recipients))),
         (broker.backend_port, ssl.create_default_context(cafile=pki.vehicle("veh-1").ca)),
+        (broker.recipient_port, context(pki.client("fleet-x", pki.vehicles))),
+        (broker.recipient_port, context(pki.client("fleet-x", pki.backend))),
+        (broker.recipient_port, ssl.create_default_context(cafile=pki.vehicle("veh-1").ca)),
     ]
     connect = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x00"
     for port, tls in wrong:
@@ -235,7 +251,7 @@ def test_the_doors_take_no_certificate_of_the_other_and_none_of_strangers(
             wrapped.sendall(connect)
             assert wrapped.recv(100) == b""
     assert broker.log.count("New client connected") == seen
-    for port in (broker.port, broker.backend_port):
+    for port in (broker.port, broker.backend_port, broker.recipient_port):
         with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as sock:
             sock.sendall(connect)
             with suppress(ConnectionError):
@@ -244,8 +260,8 @@ def test_the_doors_take_no_certificate_of_the_other_and_none_of_strangers(
 
 
 def test_tls_1_2_is_not_spoken(broker: Broker, pki: Pki) -> None:
-    """By neither door."""
-    for port in (broker.port, broker.backend_port):
+    """By no door."""
+    for port in (broker.port, broker.backend_port, broker.recipient_port):
         old = context(pki.vehicle("veh-1"))
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         with (
@@ -272,14 +288,33 @@ def test_a_vehicle_cannot_take_over_the_session_of_another(
             assert attacker.messages == []
 
 
-def test_the_list_for_one_door_is_the_two_lists_together() -> None:
+def test_a_recipient_cannot_take_over_the_session_of_another(
+    broker: Broker, pki: Pki, doors: Doors
+) -> None:
+    """With its client id it would empty the session, and the other would lose what waits there."""
+    topic = f"{VEHICLE}/data/fleet-x/gr_a"
+    mine, other = (context(pki.client(name, pki.recipients)) for name in ("fleet-x", "fleet-y"))
+    with Peer(broker.recipient_port, mine, client_id="any", session_s=600) as victim:
+        victim.subscribe("consentry/v1/+/data/fleet-x/#")
+    doors.vehicle("veh-1").publish(topic, b"waits")
+    for client_id in ("fleet-x", "recipient-fleet-x", "any"):
+        for session_s in (0, 600):
+            with Peer(broker.recipient_port, other, client_id=client_id, session_s=session_s) as it:
+                it.subscribe("consentry/v1/+/data/fleet-x/#")
+                assert it.messages == []
+
+    with Peer(broker.recipient_port, mine, client_id="another", session_s=600) as again:
+        assert wait_until(again.payloads) == [b"waits"]
+
+
+def test_the_list_for_one_door_is_the_three_lists_together() -> None:
     """The demo's broker has one door."""
 
     def rules(name: str) -> list[str]:
         lines = (SHIPPED / name).read_text(encoding="utf-8").splitlines()
         return [line for line in lines if line and not line.startswith("#")]
 
-    assert rules("acl") == rules("vehicles.acl") + rules("backend.acl")
+    assert rules("acl") == rules("vehicles.acl") + rules("recipients.acl") + rules("backend.acl")
 
 
 def test_no_more_files_than_these_are_shipped() -> None:
@@ -288,5 +323,6 @@ def test_no_more_files_than_these_are_shipped() -> None:
         "acl",
         "backend.acl",
         "mosquitto.conf",
+        "recipients.acl",
         "vehicles.acl",
     ]

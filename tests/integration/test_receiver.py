@@ -49,14 +49,14 @@ def vehicle(broker: Broker, pki: Pki) -> Iterator[Peer]:
         yield peer
 
 
-def address(broker: Broker, files: Files) -> BrokerAddress:
+def address(broker: Broker, files: Files, port: int | None = None) -> BrokerAddress:
     tls = client_tls(ca=files.ca, certificate=files.certificate, private_key=files.private_key)
-    return BrokerAddress("127.0.0.1", broker.backend_port, tls)
+    return BrokerAddress("127.0.0.1", port or broker.backend_port, tls)
 
 
 def receiver(broker: Broker, pki: Pki, recipient: str = "fleet-x", **other: Any) -> Receiver:
     return Receiver(
-        address(broker, pki.client("fleet-x", pki.backend)),
+        address(broker, pki.client("fleet-x", pki.recipients), broker.recipient_port),
         recipient=recipient,
         recipient_keys=sealing.recipient_keys(),
         devices=sealing.devices(),
@@ -199,7 +199,7 @@ def test_a_policy_waits_on_the_topic(broker: Broker, pki: Pki, vehicle: Peer) ->
 
 def test_a_policy_that_the_broker_refuses_is_told(broker: Broker, pki: Pki) -> None:
     """A recipient may write none."""
-    recipient = address(broker, pki.client("fleet-x", pki.backend))
+    recipient = address(broker, pki.client("fleet-x", pki.recipients), broker.recipient_port)
 
     with pytest.raises(UplinkError, match=r"does not take a publish .*Not authorized"):
         publish_policy("veh-1", "a.b.c", recipient)

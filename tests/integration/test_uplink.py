@@ -98,9 +98,13 @@ def backend(broker: Broker, pki: Pki, name: str, **other: Any) -> Peer:
     return Peer(broker.backend_port, context(pki.client(name, pki.backend)), **other)
 
 
+def recipient(broker: Broker, pki: Pki, name: str, **other: Any) -> Peer:
+    return Peer(broker.recipient_port, context(pki.client(name, pki.recipients)), **other)
+
+
 def test_an_envelope_reaches_its_recipient_with_its_properties(broker: Broker, pki: Pki) -> None:
     """Topic, payload, content type, expiry and number, seen by an independent subscriber."""
-    with backend(broker, pki, "fleet-x").subscribe("consentry/v1/#") as peer:
+    with recipient(broker, pki, "fleet-x").subscribe("consentry/v1/#") as peer:
         with vehicle(broker, pki) as driven:
             driven.wait(Connected)
             assert driven.uplink.room() == 20
@@ -136,7 +140,7 @@ def test_nothing_is_taken_while_there_is_no_connection(pki: Pki, tmp_path: Path)
         assert not driven.send(1)
         assert not driven.uplink.publish_status("online")
         assert not driven.uplink.publish_health(b"{}")
-        with broker, backend(broker, pki, "fleet-x").subscribe("consentry/v1/#") as peer:
+        with broker, recipient(broker, pki, "fleet-x").subscribe("consentry/v1/#") as peer:
             driven.wait(Connected)
             driven.send(2, b"second")
             driven.wait(Delivered)
@@ -274,7 +278,7 @@ def test_a_broker_that_is_restarted_loses_nothing_for_the_recipient(
     """Each envelope arrives, some of them twice, in the order of the spool."""
     config = tls_config(broker.port, "veh-1", pki.vehicle("veh-1"), max_rate_per_s=10_000.0)
     with (
-        backend(broker, pki, "fleet-x", client_id="r", session_s=600) as peer,
+        recipient(broker, pki, "fleet-x", client_id="r", session_s=600) as peer,
         spool(tmp_path, 300, "gr_a") as store,
         Spooled(config, store) as driven,
     ):
