@@ -99,6 +99,18 @@ class Uplink(_Section):
     plaintext_loopback: bool = False
 
 
+class Time(_Section):
+    """Whom the clock is believed."""
+
+    synchronised: str = "/run/systemd/timesync/synchronized"
+    """A file that is there while the wall clock is synchronised, or `always`."""
+
+    @property
+    def synchronised_file(self) -> Path | None:
+        """The file, or None where the clock is always believed."""
+        return None if self.synchronised == "always" else Path(self.synchronised)
+
+
 class Log(_Section):
     """What goes to stderr, where journald keeps it."""
 
@@ -114,6 +126,7 @@ class Config(_Section):
     state: State = State()
     keys: Keys = Keys()
     batch: Batch = Batch()
+    time: Time = Time()
     log: Log = Log()
 
 

@@ -13,7 +13,6 @@ Rules:
 import logging
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -23,12 +22,14 @@ from agent.control import Agent, Batches, Consent
 from agent.core.admission import Admission
 from agent.core.binding import Binding, bind, merge
 from agent.core.catalogue import Catalogue
+from agent.core.clock import Reading
 from agent.core.cose import DeviceKey
 from agent.core.jws import Trust
 from agent.core.model import NS_PER_S, Batch
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.edge.capture import Capture
+from agent.edge.clock import SystemClock
 from agent.edge.files import load_catalogue, load_dbc, load_mapping, load_trust
 from agent.edge.keys import client_tls, load_device_key
 from agent.edge.pycan import PyCanReader
@@ -37,7 +38,7 @@ from agent.edge.uplink import Uplink, UplinkConfig, UplinkEvent
 from agent.errors import AgentError, ConfigError
 from agent.resources import shipped
 
-Clock = Callable[[], int]
+Clock = Callable[[], Reading]
 
 _log = logging.getLogger(__name__)
 
@@ -88,19 +89,20 @@ def load_parts(config: Config) -> Parts:
 class Daemon:
     """The three lanes of one vehicle. A context manager: leaving it ends them in order."""
 
-    def __init__(self, config: Config, parts: Parts, *, clock: Clock = time.time_ns) -> None:
+    def __init__(self, config: Config, parts: Parts, *, clock: Clock | None = None) -> None:
         """Open the store and build the lanes; `start` begins.
 
         Args:
             config: The configuration.
             parts: Its files, from `load_parts`.
-            clock: ns since the epoch; the frames' times must be on the same clock.
+            clock: What the clocks say, the frames' times being on its wall clock; None: the
+                machine's.
 
         Raises:
             StoreError: The state directory cannot be used.
         """
         self._store = Store.open(config.state.directory)
-        self._clock = clock
+        clock = clock or SystemClock(config.time.synchronised_file)
         self._binding = parts.binding
         self._consent = Consent(
             self._store,
@@ -115,7 +117,7 @@ class Daemon:
             max_samples=config.batch.max_samples,
             once_taken=self._store.once_taken(),
         )
-        self.capture = Capture(pipeline, on_batches=self._on_batches, clock=clock)
+        self.capture = Capture(pipeline, on_batches=self._on_batches, clock=lambda: clock().wall_ns)
         self.uplink = Uplink(parts.uplink, on_event=self._on_event)
         self.agent = Agent(
             vehicle=config.vehicle.id,

@@ -11,6 +11,7 @@ import can
 import paho.mqtt.client as mqtt
 
 from agent.config import Config, parse_config
+from agent.core.clock import Reading
 from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S, Frame
 from agent.daemon import Daemon, load_parts
 from agent.demo.broker import Broker
@@ -29,8 +30,8 @@ class TestClock:
     def __init__(self, now_ns: int) -> None:
         self.now_ns = now_ns
 
-    def __call__(self) -> int:
-        return self.now_ns
+    def __call__(self) -> Reading:
+        return Reading(self.now_ns, self.now_ns, "rig", is_synchronised=True)
 
 
 class Rig:

@@ -29,13 +29,14 @@ from dataclasses import dataclass
 from agent.control.consent import Change, Consent
 from agent.core.ack import Ack, sign_ack
 from agent.core.admission import Admission
+from agent.core.clock import Moment, Reading
 from agent.core.codec import CODEC_ID, encode
 from agent.core.cose import DeviceKey
 from agent.core.jws import unsafe_unverified_payload
-from agent.core.model import NS_PER_S, Batch
+from agent.core.model import NS_PER_MS, NS_PER_S, Batch
 from agent.core.plan import Plan
 from agent.core.seal import Header, header_times, recipient_key, seal
-from agent.edge.store import Store
+from agent.edge.store import Purged, Store
 from agent.edge.uplink import (
     Connected,
     Delivered,
@@ -79,7 +80,7 @@ class Agent:
         consent: Consent,
         uplink: Uplink,
         swap: Callable[[Plan], None],
-        clock: Callable[[], int],
+        clock: Callable[[], Reading],
     ) -> None:
         """Put the lane together.
 
@@ -90,7 +91,7 @@ class Agent:
             consent: Over the same store.
             uplink: Its events are to be posted here.
             swap: Puts a plan in force in the capture lane.
-            clock: ns since the epoch.
+            clock: What the machine's clocks say.
         """
         self._vehicle = vehicle
         self._device = device
@@ -135,10 +136,10 @@ class Agent:
             self.counts["delivered"] += len(delivered)
         for event in events:
             self._handle(event)
-        now_ns = self._clock()
-        if abs(now_ns - self._ticked_ns) >= TICK_S * NS_PER_S or self._consent.is_due(now_ns):
-            self._tick(now_ns)
-        self._publish(now_ns)
+        now = self._now()
+        if abs(now.boot_ns - self._ticked_ns) >= TICK_S * NS_PER_S or self._consent.is_due(now):
+            self._tick(now)
+        self._publish(now.now_ns)
         self.turns += 1
 
     def install(self, token: bytes) -> Admission:
@@ -187,7 +188,7 @@ class Agent:
 
     def _until_due_s(self) -> float:
         """Return how long nothing is due, but no shorter than a wait that costs nothing."""
-        left_s = (self._consent.plan.until_ns - self._clock()) / NS_PER_S
+        left_s = (self._consent.plan.until_ns - self._now().now_ns) / NS_PER_S
         publish_in_s = self._publish_after_s - time.monotonic()
         if publish_in_s > 0:
             left_s = min(left_s, publish_in_s)
@@ -217,7 +218,7 @@ class Agent:
         recipient = policy.recipients[batch.recipient].keys[0]
         plaintext = encode(batch)
         from_s, to_s = header_times(batch)
-        now_ns = self._clock()
+        now_ns = self._now().now_ns
 
         def sealed(n: int) -> bytes:
             header = Header(
@@ -263,10 +264,11 @@ class Agent:
 
     def _policy(self, data: bytes) -> None:
         """Apply a policy that arrived, and answer."""
-        now_ns = self._clock()
+        reading = self._clock()
+        before = self._policy_version()
         change: Change | None = None
         try:
-            _, change = self._consent.receive(data, now_ns)
+            _, change = self._consent.receive(data, reading)
             outcome, reason = ("applied" if change else "repeated"), ""
         except PolicyRejected as exc:
             outcome, reason = "refused", exc.reason
@@ -283,26 +285,37 @@ class Agent:
                     "purged": sum(t.envelopes for t in change.purged.erased.values()),
                 },
             )
-        self._answer(data, outcome, reason, change, now_ns)
+        self._answer(payload_digest(data), outcome, reason, before, change, reading)
 
-    def _answer(
-        self, data: bytes, outcome: str, reason: str, change: Change | None, now_ns: int
+    def _answer(  # noqa: PLR0913, PLR0917 - the members of the answer
+        self,
+        digest: bytes,
+        outcome: str,
+        reason: str,
+        before: tuple[int, int],
+        change: Change | None,
+        arrived: Reading,
     ) -> None:
         epoch, ver = self._policy_version()
         skipped = self._consent.plan.skipped if outcome != "refused" else ()
+        purged = change.purged if change is not None else Purged()
+        now = self._clock()
         ack = Ack(
             vehicle=self._vehicle,
-            payload_sha256=payload_digest(data),
+            payload_sha256=digest,
             epoch=epoch,
             ver=ver,
+            before=before,
             outcome=outcome,
             reason=reason,
-            time_s=now_ns // NS_PER_S,
+            time_s=self._consent.moment(now).now_ns // NS_PER_S,
             counter=self._store.next_counter("ack"),
             ledger_size=EMPTY_LEDGER[0],
             ledger_root=EMPTY_LEDGER[1],
             skipped=tuple(sorted({item.path for item in skipped})),
-            purged=sum(t.envelopes for t in change.purged.erased.values()) if change else 0,
+            erased={g: (t.envelopes, t.size_bytes) for g, t in purged.erased.items()},
+            scrubbed=purged.scrubbed,
+            latency_ms=max(0, now.boot_ns - arrived.boot_ns) // NS_PER_MS,
         )
         self._last_ack = sign_ack(ack, self._device)
         self._uplink.publish_ack(self._last_ack)
@@ -323,15 +336,34 @@ class Agent:
         self._publish_after_s = time.monotonic() + wait_s
         self._uplink.publish_status("online")
 
-    def _tick(self, now_ns: int) -> None:
-        self._ticked_ns = now_ns
-        if self._consent.is_due(now_ns):
-            change = self._consent.refresh(now_ns)
-            self._enact(change)
-            for grant_id in change.ended:
-                _log.info("grant expired", extra={"grant": grant_id})
-        expired = self._store.expire(now_ns)
+    def _now(self) -> Moment:
+        return self._consent.moment(self._clock())
+
+    def _tick(self, now: Moment) -> None:
+        self._ticked_ns = now.boot_ns
+        if self._consent.is_due(now):
+            self._refresh()
+        if stepped_ns := self._consent.take_step_ns():
+            _log.warning("clock stepped", extra={"by_s": stepped_ns // NS_PER_S})
+        self._consent.keep_time(now)
+        expired = self._store.expire(now.now_ns)
         self.counts["expired"] += sum(tally.envelopes for tally in expired.values())
+
+    def _refresh(self) -> None:
+        """Put in force what time has changed, and give a receipt for what that ended."""
+        reading = self._clock()
+        version = self._policy_version()
+        change = self._consent.refresh(reading)
+        self._enact(change)
+        for grant_id in change.ended:
+            _log.info("grant expired", extra={"grant": grant_id})
+        if change.ended or change.purged.erased:
+            digest = (
+                bytes.fromhex(self._consent.policy.payload_sha256)
+                if self._consent.policy
+                else bytes(32)
+            )
+            self._answer(digest, "ended", "", version, change, reading)
 
     def _publish(self, now_ns: int) -> None:
         if time.monotonic() < self._publish_after_s:

@@ -1,44 +1,69 @@
-"""The consent in force: which policy, which grants are live, and the plan that follows from them.
+"""The consent in force: which policy, what restricts beside it, which grants are live, which plan.
 
 Rules:
+ * What is true is on disk: the policy, restrictions, local stops, tombstones, and what is known
+   about time. Where a grant stands, and the plan, follow from these and from now.
  * A policy is verified and compiled before anything changes; it is on disk, and what it ends is
    erased from the spool, before it takes effect. A crash anywhere leaves the old one or the new
-   one.
+   one, and what is left to do is done at the next start.
  * Nothing leads back from revoked or expired: a grant with a tombstone stays ended whatever a
    policy says.
  * An expired policy is zero grants. It still guards against going back.
  * A grant that had no fresh signed contact for its `offline_s` is suspended: its envelopes stay,
-   but nothing is collected or published until a newer policy has come.
+   but nothing is collected or published until a newer policy has come. Contact is a policy whose
+   `iat` rose. Where nobody knows how long ago that was, it was too long ago.
+ * A local stop is lifted at the vehicle only, or ends by itself after the time it was set for. That
+   time is counted while the board runs, so it may last longer than asked for, never shorter.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from agent.core.admission import Admission, InForce, admit, check_revisions
 from agent.core.binding import Binding
 from agent.core.catalogue import Catalogue
+from agent.core.clock import FloorClock, Moment, Reading, elapsed_ns
 from agent.core.jws import Trust, verify_policy_jws
 from agent.core.model import NS_PER_S
 from agent.core.plan import Plan, compile_plan, empty_plan
-from agent.core.policy import Grant, GrantState, Policy, parse_policy
-from agent.edge.store import LiveGrant, Purged, Store, StoredPolicy, Tombstone
+from agent.core.policy import Grant, Policy, parse_policy
+from agent.core.standing import EVERY_GRANT, Overlays, Standing, lapsed, standings
+from agent.edge.store import (
+    GrantState,
+    LiveGrant,
+    LocalStop,
+    Purged,
+    Store,
+    StoredPolicy,
+    StoredRestriction,
+    Tombstone,
+)
 from agent.errors import PolicyRejected
+
+# Names of the numbers that say when the last fresh signed contact was.
+_CONTACT = ("contact_ns", "contact_boot_ns", "contact_boot", "contact_known")
+_EARLIER_BOOT = "an earlier boot"
+KEEP_TIME_NS = 60 * NS_PER_S  # How often what is known about time goes to disk.
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a new policy, or the passing of time, did.
+    """What a document, a local stop, or the passing of time did.
 
     Attributes:
         plan: The plan to swap in.
         ended: Ids of grants that are over.
         halted: Ids of grants that may not publish any more: ended, paused or suspended.
+        moved: Every grant whose standing changed, and where it stands now.
         purged: What was erased from the spool.
     """
 
     plan: Plan
-    ended: tuple[str, ...]
-    halted: tuple[str, ...]
-    purged: Purged
+    ended: tuple[str, ...] = ()
+    halted: tuple[str, ...] = ()
+    moved: tuple[tuple[str, Standing], ...] = ()
+    purged: Purged = field(default_factory=Purged)
 
 
 class Consent:
@@ -60,35 +85,65 @@ class Consent:
         self._trust = trust
         self._binding = binding
         self._named_buses = named_buses
-        self._applied_ns = 0
-        self._suspended: frozenset[str] = frozenset()
+        self._clock = FloorClock(store.number("floor_ns"))
+        self._kept_ns = 0
+        self._contact: Moment | None = None
+        self._overlays = Overlays()
+        self._known = True  # Whether time was known when the plan was made.
+        self._stands: dict[str, Standing] = {}
+        self._stop_ends_ns: dict[str, int] = {}  # On CLOCK_BOOTTIME, of the stops that end.
+        self._switched = False
         self.policy: Policy | None = None
         self.plan: Plan = empty_plan()
 
-    def restore(self, now_ns: int) -> Change:
+    def moment(self, reading: Reading) -> Moment:
+        """Return now as the rules take it."""
+        return self._clock.moment(reading)
+
+    def take_step_ns(self) -> int:
+        """Return how far the wall clock has jumped since this was asked last, ns."""
+        return self._clock.take_step_ns()
+
+    @property
+    def standings(self) -> dict[str, Standing]:
+        """Where each grant of the policy in force stands, an end included."""
+        return dict(self._stands)
+
+    @property
+    def overlays(self) -> Overlays:
+        """What restricts beside the policy."""
+        return self._overlays
+
+    def restore(self, reading: Reading) -> Change:
         """Take up the policy that is on disk.
 
         Raises:
             PolicyRejected: It cannot be verified any more, because trust file or catalogue changed.
                 No grant is live then; what lies in the spool waits for the next policy.
         """
+        now = self.moment(reading)
+        for stop in self._store.local_stops():
+            if stop.left_ns is not None:
+                self._stop_ends_ns[stop.grant_id] = now.boot_ns + stop.left_ns
         stored = self._store.in_force()
         if stored is not None:
             try:
                 payload = verify_policy_jws(stored.jws, self._trust)
                 self.policy = parse_policy(payload, self._catalogue)
             except PolicyRejected:
-                self._halt_all()
+                for grant in self._store.live_grants():
+                    self._store.set_grant_state(grant.grant_id, "pending")
                 raise
-            self._applied_ns = stored.applied_ns
-        return self.refresh(now_ns)
+            self._clock.raise_to(self.policy.iat_s)
+            self._contact = self._kept_contact(now)
+        return self.refresh(reading)
 
-    def receive(self, token: bytes, now_ns: int) -> tuple[Admission, Change | None]:
+    def receive(self, token: bytes, reading: Reading) -> tuple[Admission, Change | None]:
         """Apply a signed policy, all of it or nothing.
 
         Args:
             token: The JWS as it arrived.
-            now_ns: ns since the epoch.
+            reading: What the clocks say.
 
         Returns:
             (APPLY, what it did), or (REPEAT, None) for the policy that is in force already.
@@ -98,13 +153,137 @@ class Consent:
             StoreError: It could not be written; nothing changed.
         """
         policy = parse_policy(verify_policy_jws(token, self._trust), self._catalogue)
-        admission = admit(policy, vehicle=self._vehicle, in_force=self._in_force(), now_ns=now_ns)
+        now = self.moment(reading)
+        admission = admit(
+            policy,
+            vehicle=self._vehicle,
+            in_force=self._in_force(),
+            now_ns=now.now_ns if now.is_known else None,
+        )
         if admission is Admission.REPEAT and self.policy is not None:
             return admission, None
         check_revisions(policy, before=self.policy)
-        live, ended = self._sorted_out(policy, now_ns, applied_ns=now_ns)
-        plan, suspended = self._compiled(policy, now_ns, applied_ns=now_ns)
-        before = {grant.grant_id for grant in self._store.live_grants()}
+        floor_ns = self._clock.floor_ns
+        if self.policy is not None and policy.epoch > self.policy.epoch:
+            self._clock.lower_to(policy.iat_s)
+        self._clock.raise_to(policy.iat_s)
+        now = self.moment(reading)
+        fresh = self.policy is None or policy.iat_s > self.policy.iat_s
+        contact = now if fresh else self._contact
+        try:
+            change = self._put_in_force(token, policy, contact, now)
+        except BaseException:
+            self._clock.floor_ns = floor_ns
+            raise
+        return admission, change
+
+    def stop(self, grant_id: str, who: str, for_ns: int | None, reading: Reading) -> Change:
+        """Stop a grant, or EVERY_GRANT, at the vehicle.
+
+        Args:
+            grant_id: May name a grant that is not there yet.
+            who: For the ledger: `uid 1000`.
+            for_ns: How long, counted while the board runs; None: until `resume`.
+            reading: What the clocks say.
+
+        Raises:
+            StoreError: It could not be written; it does not hold.
+        """
+        now = self.moment(reading)
+        self._stop_ends_ns.pop(grant_id, None)
+        if for_ns is not None:
+            self._stop_ends_ns[grant_id] = now.boot_ns + for_ns
+        self._store.keep_local_stop(LocalStop(grant_id, who, now.now_ns, for_ns))
+        return self.refresh(reading)
+
+    def resume(self, grant_id: str, reading: Reading) -> Change:
+        """Lift the local stop of a grant, or the one of EVERY_GRANT; no other word is touched.
+
+        Raises:
+            StoreError: It could not be written; the stop holds.
+        """
+        self._store.lift_local_stop(grant_id)
+        self._stop_ends_ns.pop(grant_id, None)
+        return self.refresh(reading)
+
+    def switch(self, reading: Reading, *, is_private: bool) -> Change:
+        """Follow the vehicle's privacy switch: a stop of every grant that is not kept on disk."""
+        self._switched = is_private
+        return self.refresh(reading)
+
+    def is_due(self, now: Moment) -> bool:
+        """Whether a grant has begun, ended or lapsed since the plan was made."""
+        return (
+            not self.plan.from_ns <= now.now_ns < self.plan.until_ns
+            or now.is_known != self._known
+            or any(end_ns <= now.boot_ns for end_ns in self._stop_ends_ns.values())
+            or self._lapsed(self.policy, self._contact, now) != self._overlays.lapsed
+        )
+
+    def refresh(self, reading: Reading) -> Change:
+        """Put in force what time, restrictions and local stops have changed.
+
+        Raises:
+            StoreError: The disk refused; the plan stays as it was, and it takes nothing any more.
+        """
+        now = self.moment(reading)
+        for grant_id in [g for g, end in self._stop_ends_ns.items() if end <= now.boot_ns]:
+            self._store.lift_local_stop(grant_id)
+            del self._stop_ends_ns[grant_id]
+        overlays = self._current_overlays(self.policy, self._contact, now)
+        stands = dict(standings(self.policy, overlays, now.now_ns)) if self.policy else {}
+        before = self._store.live_grants()
+        is_valid = self.policy is None or self.policy.is_valid(now.now_ns)
+        purged = Purged() if is_valid else self._store.suspend()
+        ended = _ended(stands, overlays)
+        if any(self._store.tombstoned(grave.grant_id) is None for grave in ended):
+            # Also under an expired policy, or a clock set back would revive them. There the spool
+            # is empty by now, so what `suspend` erased is all that there was.
+            over = self._store.end_grants(ended, now.now_ns)
+            purged = over if is_valid else purged
+        for grant in self._store.live_grants():
+            state = _state(stands.get(grant.grant_id, Standing.PENDING))
+            if grant.state != state:
+                self._store.set_grant_state(grant.grant_id, state)
+        plan = self._compiled(self.policy, stands, now)
+        return self._changed(plan, stands, overlays, now, before, purged)
+
+    def keep_time(self, now: Moment, *, force: bool = False) -> None:
+        """Write what is known about time to disk, once a minute.
+
+        Raises:
+            StoreError: The disk refused.
+        """
+        if not force and abs(now.boot_ns - self._kept_ns) < KEEP_TIME_NS:
+            return
+        self._kept_ns = now.boot_ns
+        if now.is_known:
+            self._store.keep_numbers({"floor_ns": self._clock.floor_ns})
+        for stop in self._store.local_stops():
+            end_ns = self._stop_ends_ns.get(stop.grant_id)
+            if end_ns is not None:
+                left_ns = max(0, end_ns - now.boot_ns)
+                self._store.keep_local_stop(replace(stop, left_ns=left_ns))
+
+    def grant(self, grant_id: str) -> Grant | None:
+        """Return a grant of the policy in force."""
+        grants = self.policy.grants if self.policy is not None else ()
+        return next((grant for grant in grants if grant.grant_id == grant_id), None)
+
+    def _put_in_force(
+        self, token: bytes, policy: Policy, contact: Moment | None, now: Moment
+    ) -> Change:
+        overlays = self._current_overlays(policy, contact, now)
+        stands = dict(standings(policy, overlays, now.now_ns))
+        plan = self._compiled(policy, stands, now)
+        before = self._store.live_grants()
+        numbers = {"floor_ns": self._clock.floor_ns}
+        if contact is now:
+            numbers |= zip(
+                _CONTACT,
+                (now.now_ns, now.boot_ns, _boot_number(now.boot_id), int(now.is_known)),
+                strict=True,
+            )
         purged = self._store.apply_policy(
             StoredPolicy(
                 jws=token,
@@ -112,70 +291,51 @@ class Consent:
                 ver=policy.ver,
                 payload_sha256=bytes.fromhex(policy.payload_sha256),
                 catalogue_sha256=bytes.fromhex(policy.catalogue_sha256),
-                applied_ns=now_ns,
+                applied_ns=now.now_ns,
             ),
-            live,
-            ended,
-            now_ns,
+            [
+                LiveGrant(grant.grant_id, grant.rev, _state(stands[grant.grant_id]))
+                for grant in policy.grants
+                if not stands[grant.grant_id].is_end
+            ],
+            _ended(stands, overlays),
+            now.now_ns,
+            numbers=numbers,
         )
-        self.policy, self._applied_ns = policy, now_ns
-        self.plan, self._suspended = plan, suspended
-        active = {grant.grant_id for grant in live if grant.state == "active"}
-        gone = before - {grant.grant_id for grant in live}
-        return admission, Change(
-            plan=self.plan,
-            ended=tuple(sorted(gone)),
-            halted=tuple(sorted(before - active)),
-            purged=purged,
-        )
+        self.policy, self._contact = policy, contact
+        return self._changed(plan, stands, overlays, now, before, purged)
 
-    def is_due(self, now_ns: int) -> bool:
-        """Whether a grant has begun, ended or lapsed since the plan was made."""
-        return (
-            not self.plan.from_ns <= now_ns < self.plan.until_ns
-            or _lapsed(self.policy, now_ns, self._applied_ns) != self._suspended
-        )
-
-    def refresh(self, now_ns: int) -> Change:
-        """Put in force what the passing of time has changed.
-
-        Raises:
-            StoreError: The disk refused; the plan stays as it was, and it takes nothing any more.
-        """
-        before = self._store.live_grants()
-        purged = Purged()
-        if self.policy is not None:
-            live, ended = self._sorted_out(self.policy, now_ns, applied_ns=self._applied_ns)
-            if not self.policy.is_valid(now_ns):
-                purged = self._store.suspend()
-            if {g.grant_id for g in before} & {t.grant_id for t in ended}:
-                # Also under an expired policy, or a clock set back would revive them. There the
-                # spool is empty by now, so what `suspend` erased is all that there was.
-                over = self._store.end_grants(ended, now_ns)
-                purged = over if self.policy.is_valid(now_ns) else purged
-            known = {grant.grant_id: grant.state for grant in self._store.live_grants()}
-            for grant in live:
-                if known.get(grant.grant_id, grant.state) != grant.state:
-                    self._store.set_grant_state(grant.grant_id, grant.state)
-        self.plan, self._suspended = self._compiled(
-            self.policy, now_ns, applied_ns=self._applied_ns
-        )
+    def _changed(  # noqa: PLR0913, PLR0917 - what was, and what is
+        self,
+        plan: Plan,
+        stands: dict[str, Standing],
+        overlays: Overlays,
+        now: Moment,
+        before: tuple[LiveGrant, ...],
+        purged: Purged,
+    ) -> Change:
+        """Make the new standings the ones in force, and say what that changed."""
         after = {grant.grant_id: grant.state for grant in self._store.live_grants()}
+        old = self._stands or {grant.grant_id: Standing(grant.state) for grant in before}
+        for grant_id in {grant.grant_id for grant in before} - set(after) - set(stands):
+            stands[grant_id] = Standing.REVOKED  # The policy does not name it any more.
+        moved = tuple(
+            (grant_id, stand)
+            for grant_id, stand in stands.items()
+            if old.get(grant_id) is not stand and (grant_id in old or not stand.is_end)
+        )
+        self.plan, self._stands, self._overlays, self._known = plan, stands, overlays, now.is_known
         return Change(
-            plan=self.plan,
+            plan=plan,
             ended=tuple(g.grant_id for g in before if g.grant_id not in after),
             halted=tuple(
                 g.grant_id
                 for g in before
                 if g.state == "active" and after.get(g.grant_id) != "active"
             ),
+            moved=moved,
             purged=purged,
         )
-
-    def grant(self, grant_id: str) -> Grant | None:
-        """Return a grant of the policy in force."""
-        grants = self.policy.grants if self.policy is not None else ()
-        return next((grant for grant in grants if grant.grant_id == grant_id), None)
 
     def _in_force(self) -> InForce | None:
         stored = self._store.in_force()
@@ -183,58 +343,77 @@ class Consent:
             return None
         return InForce(stored.epoch, stored.ver, stored.payload_sha256.hex())
 
-    def _sorted_out(
-        self, policy: Policy, now_ns: int, *, applied_ns: int
-    ) -> tuple[list[LiveGrant], list[Tombstone]]:
-        """Tell the grants that have not ended, with their states, from those that have."""
-        live: list[LiveGrant] = []
-        ended: list[Tombstone] = []
-        for grant in policy.grants:
-            if grant.state is GrantState.REVOKED:
-                ended.append(Tombstone(grant.grant_id, "revoked"))
-            elif grant.exp_s is not None and grant.exp_s * NS_PER_S <= now_ns:
-                ended.append(Tombstone(grant.grant_id, "expired"))
-            elif grant.state is GrantState.PAUSED or _lapses_ns(grant, applied_ns) <= now_ns:
-                live.append(LiveGrant(grant.grant_id, grant.rev, "paused"))
-            elif policy.is_valid(now_ns) and grant.is_live(now_ns):
-                live.append(LiveGrant(grant.grant_id, grant.rev, "active"))
-            else:
-                live.append(LiveGrant(grant.grant_id, grant.rev, "pending"))
-        return live, ended
+    def _current_overlays(
+        self, policy: Policy | None, contact: Moment | None, now: Moment
+    ) -> Overlays:
+        restrictions = [r for r in self._store.restrictions() if not r.taken_over]
+        stopped = {stop.grant_id for stop in self._store.local_stops()}
+        if self._switched:
+            stopped.add(EVERY_GRANT)
+        return Overlays(
+            revoked=_named(restrictions, "revoke"),
+            paused=_named(restrictions, "pause"),
+            stopped=frozenset(stopped),
+            lapsed=self._lapsed(policy, contact, now),
+        )
 
-    def _compiled(
-        self, policy: Policy | None, now_ns: int, *, applied_ns: int
-    ) -> tuple[Plan, frozenset[str]]:
-        """Return the plan of a policy, and the ids of the grants that are suspended in it."""
-        suspended = _lapsed(policy, now_ns, applied_ns)
+    def _lapsed(self, policy: Policy | None, contact: Moment | None, now: Moment) -> frozenset[str]:
+        if policy is None:
+            return frozenset()
+        age_ns = None if contact is None else elapsed_ns(contact, now)
+        if age_ns is None and now.is_known:
+            # It came after it was signed: the worst case that is still certain.
+            age_ns = max(0, now.now_ns - policy.iat_s * NS_PER_S)
+        return lapsed(policy.grants, age_ns)
+
+    def _kept_contact(self, now: Moment) -> Moment | None:
+        """Return when the last fresh contact was, from what is on disk."""
+        now_ns, boot_ns, boot, is_known = (self._store.number(name) for name in _CONTACT)
+        if now_ns is None or boot_ns is None:
+            return None
+        boot_id = now.boot_id if boot == _boot_number(now.boot_id) else _EARLIER_BOOT
+        return Moment(now_ns, boot_ns, boot_id, bool(is_known))
+
+    def _compiled(self, policy: Policy | None, stands: dict[str, Standing], now: Moment) -> Plan:
         # A grant with a tombstone is not live, whatever the policy says of it.
-        buried = {
-            grant.grant_id
-            for grant in (policy.grants if policy else ())
-            if self._store.tombstoned(grant.grant_id) is not None
+        closed = {
+            grant_id
+            for grant_id, stand in stands.items()
+            if stand is not Standing.ACTIVE or self._store.tombstoned(grant_id) is not None
         }
-        plan = compile_plan(
+        return compile_plan(
             policy,
             self._catalogue,
             self._binding,
-            now_ns=now_ns,
+            now_ns=now.now_ns,
             named_buses=self._named_buses,
-            suspended=suspended | buried,
+            suspended=closed,
         )
-        return plan, suspended
-
-    def _halt_all(self) -> None:
-        for grant in self._store.live_grants():
-            self._store.set_grant_state(grant.grant_id, "pending")
 
 
-def _lapsed(policy: Policy | None, now_ns: int, applied_ns: int) -> frozenset[str]:
-    grants = policy.grants if policy is not None else ()
-    return frozenset(g.grant_id for g in grants if _lapses_ns(g, applied_ns) <= now_ns)
+def _state(stand: Standing) -> GrantState:
+    """Return the store's word for a grant that has not ended."""
+    if stand is Standing.ACTIVE:
+        return "active"
+    return "paused" if stand is Standing.PAUSED else "pending"
 
 
-def _lapses_ns(grant: Grant, applied_ns: int) -> int:
-    """Return when a grant is suspended without newer contact, ns since the epoch."""
-    if grant.offline_s is None:
-        return 1 << 100
-    return applied_ns + grant.offline_s * NS_PER_S
+def _named(restrictions: Iterable[StoredRestriction], mode: str) -> frozenset[str]:
+    return frozenset(g for r in restrictions if r.mode == mode for g in r.grants)
+
+
+def _ended(stands: dict[str, Standing], overlays: Overlays) -> list[Tombstone]:
+    """Return an end for every grant that has come to one, also for those not known here yet."""
+    ends = {
+        grant_id: Tombstone(grant_id, "expired" if stand is Standing.EXPIRED else "revoked")
+        for grant_id, stand in stands.items()
+        if stand.is_end
+    }
+    for grant_id in overlays.revoked - {EVERY_GRANT}:
+        ends.setdefault(grant_id, Tombstone(grant_id, "revoked"))
+    return list(ends.values())
+
+
+def _boot_number(boot_id: str) -> int:
+    """Return a number for the name of a boot, to be kept among the store's numbers."""
+    return int.from_bytes(hashlib.sha256(boot_id.encode()).digest()[:7])

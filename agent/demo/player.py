@@ -14,6 +14,7 @@ from pathlib import Path
 
 import can
 
+from agent.core.clock import Reading
 from agent.core.model import (
     CAN_EFF_FLAG,
     CAN_EFF_MASK,
@@ -38,6 +39,11 @@ class DemoClock:
     def __call__(self) -> int:
         """Return the demo's time, ns since the epoch."""
         return self._start_ns + int((time.monotonic_ns() - self._start_mono_ns) * self.speed)
+
+    def reading(self) -> Reading:
+        """Return the demo's time as the agent reads it."""
+        now_ns = self()
+        return Reading(now_ns, now_ns, "demo", is_synchronised=True)
 
     def wait_until(self, t_ns: int, stop: threading.Event | None = None) -> bool:
         """Sleep until the clock shows `t_ns`; True when `stop` came first."""

@@ -14,6 +14,7 @@ from unittest.mock import patch
 from agent.control import Change, Consent
 from agent.control import agent as agent_lane
 from agent.core.admission import Admission
+from agent.core.clock import Reading
 from agent.edge.store import Purged, Store
 
 KINDS = ("purge", "gate", "seal")
@@ -33,12 +34,12 @@ def sabotaged(kind: str | None) -> Iterator[None]:
 
 
 def _keeps_a_copy(apply_policy: Callable[..., Purged]) -> Callable[..., Purged]:
-    def broken(store: Store, *args: Any) -> Purged:
+    def broken(store: Store, *args: Any, **others: Any) -> Purged:
         directory = store._db.directory  # noqa: SLF001 - sabotage
         for file in [*directory.iterdir()]:
             if file.is_file() and file.stat().st_size:
                 shutil.copyfile(file, directory / f"{file.name}.old")
-        return apply_policy(store, *args)
+        return apply_policy(store, *args, **others)
 
     return broken
 
@@ -46,10 +47,10 @@ def _keeps_a_copy(apply_policy: Callable[..., Purged]) -> Callable[..., Purged]:
 def _obeys_once(
     receive: Callable[..., tuple[Admission, Change | None]],
 ) -> Callable[..., tuple[Admission, Change | None]]:
-    def broken(consent: Consent, token: bytes, now_ns: int) -> tuple[Admission, Change | None]:
+    def broken(consent: Consent, token: bytes, reading: Reading) -> tuple[Admission, Change | None]:
         if consent.policy is None:
-            return receive(consent, token, now_ns)
-        return Admission.APPLY, Change(consent.plan, (), (), Purged())
+            return receive(consent, token, reading)
+        return Admission.APPLY, Change(consent.plan)
 
     return broken
 

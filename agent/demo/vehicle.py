@@ -41,7 +41,9 @@ class AgentThread:
 
     def _run(self) -> None:
         try:
-            with Daemon(self._config, load_parts(self._config), clock=self._clock) as daemon:
+            with Daemon(
+                self._config, load_parts(self._config), clock=self._clock.reading
+            ) as daemon:
                 daemon.start()
                 self._daemon = daemon
                 self._ready.set()

@@ -237,7 +237,6 @@ class Answering(threading.Thread):
             ledger_size=0,
             ledger_root=bytes(32),
             skipped=(),
-            purged=0,
         )
         data = b"nonsense" if wrong == "bytes" else sign_ack(ack, key)
         self.peer.publish(f"consentry/v1/{VEHICLE}/policy/ack", data)

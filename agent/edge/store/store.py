@@ -26,7 +26,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from agent.edge.store import grants, overlays
@@ -114,7 +114,7 @@ class Store:
         """Return how the grant ended, or None where it never did."""
         return grants.end_of(self._db, grant_id)
 
-    def apply_policy(
+    def apply_policy(  # noqa: PLR0913 - what one transaction writes
         self,
         policy: StoredPolicy,
         live: Sequence[LiveGrant],
@@ -122,6 +122,7 @@ class Store:
         at_ns: int,
         *,
         taken_over: Sequence[str] = (),
+        numbers: Mapping[str, int] = MappingProxyType({}),
     ) -> Purged:
         """Put a policy in force: policy, live grants, tombstones and erasure in one transaction.
 
@@ -132,12 +133,18 @@ class Store:
                 revoked; one in both has ended.
             at_ns: Time of the tombstones, ns since the epoch.
             taken_over: The restrictions, by jti, that restrict no more under this policy.
+            numbers: To be kept with it, as by `keep_numbers`.
 
         Raises:
             StoreError: The policy would go back, or the disk refused; the old one stays in force.
         """
         grants.check_not_back(self.in_force(), policy)
-        return self._replace(policy, live, ended, at_ns, taken_over)
+
+        def beside() -> None:
+            overlays.take_over(self._db, taken_over)
+            self._write_numbers(numbers)
+
+        return self._replace(policy, live, ended, at_ns, beside)
 
     def end_grants(self, ended: Sequence[Tombstone], at_ns: int) -> Purged:
         """End grants without a new policy, because they have expired.
@@ -145,7 +152,7 @@ class Store:
         Raises:
             StoreError: The disk refused; nothing changed.
         """
-        return self._replace(None, self.live_grants(), ended, at_ns, ())
+        return self._replace(None, self.live_grants(), ended, at_ns, lambda: None)
 
     def suspend(self) -> Purged:
         """Make every grant pending and erase the whole spool, because the policy has expired.
@@ -350,15 +357,22 @@ class Store:
         row = self._db.row("SELECT value FROM number WHERE name = ?", name)
         return None if row is None else int(row[0])
 
-    def keep_number(self, name: str, value: int) -> None:
-        """Keep a number, such as the floor of the clock, under a name.
+    def keep_numbers(self, numbers: Mapping[str, int]) -> None:
+        """Keep numbers, such as the floor of the clock, under their names, all or none.
 
         Raises:
-            StoreError: The disk refused; the old number stays.
+            StoreError: The disk refused; the old numbers stay.
         """
-        self._db.with_reserve(
-            lambda: self._db.rows("INSERT OR REPLACE INTO number VALUES (?, ?)", name, value)
-        )
+
+        def step() -> None:
+            with self._db.transaction():
+                self._write_numbers(numbers)
+
+        self._db.with_reserve(step)
+
+    def _write_numbers(self, numbers: Mapping[str, int]) -> None:
+        for name, value in numbers.items():
+            self._db.rows("INSERT OR REPLACE INTO number VALUES (?, ?)", name, value)
 
     def _replace(
         self,
@@ -366,13 +380,13 @@ class Store:
         live: Sequence[LiveGrant],
         ended: Sequence[Tombstone],
         at_ns: int,
-        taken_over: Sequence[str],
+        beside: Callable[[], None],
     ) -> Purged:
         """Replace the live grants; what is not named any more is erased."""
 
         def step() -> tuple[str, ...]:
             with self._db.transaction():
-                overlays.take_over(self._db, taken_over)
+                beside()
                 return grants.replace(self._db, policy, live, ended, at_ns)
 
         gone = {grant.grant_id for grant in ended}

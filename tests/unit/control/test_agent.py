@@ -10,6 +10,7 @@ import pytest
 from agent.cloud.policy import recipient
 from agent.control import Agent, Batches, Consent
 from agent.control.agent import POLICY_FIRST_S, POLICY_NEXT_S
+from agent.core.clock import Reading
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
@@ -59,7 +60,7 @@ class Lane:
             consent=self.consent,
             uplink=Uplink(nowhere, on_event=lambda _: None),
             swap=self.plans.append,
-            clock=lambda: self.now_ns,
+            clock=lambda: Reading(self.now_ns, self.now_ns, "test", is_synchronised=True),
         )
 
     def arrive(self, token: str) -> None:

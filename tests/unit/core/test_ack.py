@@ -27,7 +27,10 @@ ACK = Ack(
     ledger_size=3,
     ledger_root=bytes(32),
     skipped=("Vehicle.Speed",),
-    purged=120,
+    before=(1, 41),
+    erased={"gr_1": (120, 9_000)},
+    scrubbed=True,
+    latency_ms=12,
 )
 WIRE = {
     "typ": "consent-ack",
@@ -40,7 +43,10 @@ WIRE = {
     "n": 9,
     "a": [3, bytes(32)],
     "s": ["Vehicle.Speed"],
-    "x": 120,
+    "b": [1, 41],
+    "x": {"gr_1": [120, 9_000]},
+    "k": True,
+    "d": 12,
 }
 
 
@@ -55,9 +61,9 @@ def test_an_answer_comes_back_from_the_device_that_gave_it(alg: str) -> None:
     assert verify_ack(sign_ack(ACK, device(alg)), devices=devices()) == (f"dev-{alg}", ACK)
 
 
-@pytest.mark.parametrize("outcome", ["applied", "repeated", "refused"])
+@pytest.mark.parametrize("outcome", ["applied", "repeated", "refused", "ended"])
 def test_every_outcome_comes_back(outcome: str) -> None:
-    ack = replace(ACK, outcome=outcome, reason="rollback", skipped=(), purged=0)
+    ack = replace(ACK, outcome=outcome, reason="rollback", skipped=(), erased={})
 
     assert verify_ack(sign_ack(ack, device()), devices=devices())[1] == ack
 

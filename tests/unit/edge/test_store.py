@@ -420,11 +420,11 @@ def test_counters_rise_over_restarts_and_numbers_are_kept(directory: Path) -> No
     with Store.open(directory) as store:
         assert [store.next_counter("ack"), store.next_counter("ack")] == [1, 2]
         assert store.number("floor") is None
-        store.keep_number("floor", 7)
-        store.keep_number("floor", 5)
+        store.keep_numbers({"floor": 7, "other": 1})
+        store.keep_numbers({"floor": 5})
     with Store.open(directory) as store:
         assert store.next_counter("ack") == 3
-        assert store.next_counter("other") == 1
+        assert store.next_counter("another") == 1
         assert store.number("floor") == 5
 
 
