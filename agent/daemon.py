@@ -3,7 +3,7 @@
     readers -> capture lane -> agent lane <-> network lane -> broker
 
 Rules:
- * Building (`build`) reads every file and opens nothing but the store; it is what `check` runs.
+ * `agent.parts` has read every file before anything is opened; it is what `check` runs.
  * If a lane dies the process ends with a failure, and systemd starts it again under the policy on
    disk.
  * SIGTERM and SIGINT close the open batches, seal and store them, then end; nothing waits for the
@@ -14,76 +14,27 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Self
 
 from agent.config import Config
 from agent.control import Agent, Batches, Consent
 from agent.core.admission import Admission
-from agent.core.binding import Binding, bind, merge
-from agent.core.catalogue import Catalogue
+from agent.core.binding import Binding
 from agent.core.clock import Reading
-from agent.core.cose import DeviceKey
-from agent.core.jws import Trust
 from agent.core.model import NS_PER_S, Batch
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
-from agent.edge.files import load_catalogue, load_dbc, load_mapping, load_trust
-from agent.edge.keys import client_tls, load_device_key
 from agent.edge.pycan import PyCanReader
 from agent.edge.store import Store
-from agent.edge.uplink import Uplink, UplinkConfig, UplinkEvent
-from agent.errors import AgentError, ConfigError
-from agent.resources import shipped
+from agent.edge.uplink import Uplink, UplinkEvent
+from agent.errors import AgentError
+from agent.parts import Parts, load_parts
 
 Clock = Callable[[], Reading]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the files of a configuration amount to.
-
-    Attributes:
-        warnings: Sentences for the user: repairs of DBC files, unusable mapping entries.
-    """
-
-    catalogue: Catalogue
-    binding: Binding
-    named_buses: tuple[str, ...]
-    trust: Trust
-    device: DeviceKey
-    uplink: UplinkConfig
-    warnings: tuple[str, ...]
-
-
-def load_parts(config: Config) -> Parts:
-    """Read every file that the configuration names.
-
-    Raises:
-        AgentError: The first file that cannot be used.
-    """
-    catalogue = load_catalogue(config.vehicle.catalogue or shipped("config/catalogue.json"))
-    bindings: list[Binding] = []
-    repairs: list[str] = []
-    for bus in config.bus:
-        dbcs = [load_dbc(path) for path in bus.dbc]
-        repairs += [f"{dbc.name}: {line}" for dbc in dbcs for line in dbc.told()]
-        bindings.append(bind(load_mapping(bus.mapping), dbcs, catalogue, bus=bus.name))
-    binding = merge(bindings)
-    device = load_device_key(config.keys.device)
-    return Parts(
-        catalogue=catalogue,
-        binding=binding,
-        named_buses=tuple(bus.name for bus in config.bus),
-        trust=load_trust(config.vehicle.trust),
-        device=device,
-        uplink=_uplink_config(config),
-        warnings=tuple(dict.fromkeys([*repairs, *binding.warnings])),
-    )
 
 
 class Daemon:
@@ -94,7 +45,7 @@ class Daemon:
 
         Args:
             config: The configuration.
-            parts: Its files, from `load_parts`.
+            parts: Its files, from `agent.parts`.
             clock: What the clocks say, the frames' times being on its wall clock; None: the
                 machine's.
 
@@ -239,33 +190,3 @@ def run(config: Config, *, first_policy: bytes | None = None) -> None:
         daemon.start()
         _log.info("running", extra={"vehicle": config.vehicle.id, "buses": len(config.bus)})
         daemon.run(stop)
-
-
-def _uplink_config(config: Config) -> UplinkConfig:
-    uplink = config.uplink
-    tls = None
-    if not uplink.plaintext_loopback:
-        if uplink.ca is None or uplink.certificate is None or uplink.private_key is None:
-            raise ConfigError(
-                "uplink: ca, certificate and private_key are needed for TLS",
-                hint="name the three files; plaintext is for loopback only, with "
-                "plaintext_loopback = true",
-            )
-        tls = client_tls(
-            ca=uplink.ca,
-            certificate=uplink.certificate,
-            private_key=uplink.private_key,
-            allow_tls_1_2=uplink.allow_tls_1_2,
-        )
-    return UplinkConfig(
-        host=uplink.host,
-        port=uplink.port,
-        vehicle=config.vehicle.id,
-        client_id=config.vehicle.id,
-        tls=tls,
-        keepalive_s=uplink.keepalive_s,
-        window=uplink.window,
-        min_backoff_s=uplink.min_backoff_s,
-        max_backoff_s=uplink.max_backoff_s,
-        plaintext_loopback=uplink.plaintext_loopback,
-    )

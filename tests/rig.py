@@ -13,9 +13,10 @@ import paho.mqtt.client as mqtt
 from agent.config import Config, parse_config
 from agent.core.clock import Reading
 from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S, Frame
-from agent.daemon import Daemon, load_parts
+from agent.daemon import Daemon
 from agent.demo.broker import Broker
 from agent.demo.judge import Auditor
+from agent.parts import load_parts
 from tests import car
 from tests.cloud import VEHICLE, Cloud
 

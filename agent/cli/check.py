@@ -28,7 +28,7 @@ from agent.errors import ConfigError
 @click.option("--json", "as_json", is_flag=True)
 def command(config_file: Path, policy: Path | None, *, strict: bool, as_json: bool) -> int:
     """Read every file that the configuration names and tell what the vehicle can give."""
-    from agent.daemon import load_parts  # noqa: PLC0415 - imports every lane
+    from agent.parts import load_parts  # noqa: PLC0415 - imports every lane
 
     config = load_config(config_file)
     parts = load_parts(config)

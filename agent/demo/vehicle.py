@@ -3,9 +3,10 @@
 import threading
 
 from agent.config import Config
-from agent.daemon import Daemon, load_parts
+from agent.daemon import Daemon
 from agent.demo.player import DemoClock
 from agent.errors import AgentError
+from agent.parts import load_parts
 
 
 class AgentThread:

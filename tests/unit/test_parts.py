@@ -1,0 +1,78 @@
+"""What the files of a configuration amount to, and what is told of those that are wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.config import Config, parse_config
+from agent.errors import AgentError, ConfigError, DbcError
+from agent.parts import load_parts
+from tests import car
+from tests.cloud import VEHICLE, Cloud
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "car.dbc").write_bytes(car.DBC)
+    (tmp_path / "car.vspec").write_bytes(car.MAPPING)
+    Cloud().write_files(tmp_path)
+    return tmp_path
+
+
+def config(folder: Path, **bus: Any) -> Config:
+    return parse_config(
+        {
+            "vehicle": {"id": VEHICLE, "trust": "trust.json"},
+            "keys": {"device": "device.jwk"},
+            "bus": [
+                {"name": "can0", "channel": "c", "dbc": ["car.dbc"], "mapping": "car.vspec", **bus}
+            ],
+            "uplink": {"host": "127.0.0.1", "plaintext_loopback": True},
+        },
+        folder,
+    )
+
+
+def test_good_files_amount_to_what_the_vehicle_can_give(folder: Path) -> None:
+    parts = load_parts(config(folder))
+
+    assert parts.named_buses == ("can0",)
+    assert "Vehicle.TraveledDistance" in {bound.vss.path for bound in parts.binding.bound}
+
+
+def test_one_wrong_file_is_told_as_the_fault_that_it_is(folder: Path) -> None:
+    (folder / "car.dbc").write_bytes(b"no DBC at all")
+
+    with pytest.raises(DbcError, match=r"car\.dbc"):
+        load_parts(config(folder))
+
+
+def test_everything_that_is_wrong_is_told_at_once(folder: Path) -> None:
+    """Whoever installs an agent mends it in one go."""
+    (folder / "car.dbc").write_bytes(b"no DBC at all")
+    (folder / "trust.json").unlink()
+    (folder / "device.jwk").chmod(0o644)
+
+    with pytest.raises(ConfigError) as told:
+        load_parts(config(folder, dbc=["car.dbc", "gone.dbc"], mapping="gone.vspec"))
+
+    message = told.value.message
+    assert message.startswith("5 things cannot be used: ")
+    for name in ("car.dbc", "gone.dbc", "gone.vspec", "trust.json", "device.jwk"):
+        assert name in message
+    assert "chmod 600" in (told.value.hint or "")
+
+
+def test_a_file_that_two_buses_share_is_told_once(folder: Path) -> None:
+    (folder / "car.vspec").unlink()
+    (folder / "trust.json").unlink()
+    one = config(folder)
+    two = one.model_copy(
+        update={"bus": (one.bus[0], one.bus[0].model_copy(update={"name": "can1"}))}
+    )
+
+    with pytest.raises(AgentError) as told:
+        load_parts(two)
+
+    assert told.value.message.startswith("2 things")
