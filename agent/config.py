@@ -111,6 +111,20 @@ class Time(_Section):
         return None if self.synchronised == "always" else Path(self.synchronised)
 
 
+class Control(_Section):
+    """The control socket: who at the vehicle may stop the agent, look at it, lift the stop.
+
+    A name is a user's, `@name` a group's.
+    """
+
+    socket: _File = Path("/run/consentry/control.sock")
+    group: str | None = None
+    """The socket file's group; default: the agent's own."""
+    may_pause: Annotated[tuple[str, ...], Field(strict=False)] = ("root", "@consentry")
+    may_resume: Annotated[tuple[str, ...], Field(strict=False)] = ("root",)
+    may_look: Annotated[tuple[str, ...], Field(strict=False)] = ("root", "@consentry")
+
+
 class Log(_Section):
     """What goes to stderr, where journald keeps it."""
 
@@ -127,6 +141,7 @@ class Config(_Section):
     keys: Keys = Keys()
     batch: Batch = Batch()
     time: Time = Time()
+    control: Control = Control()
     log: Log = Log()
 
 

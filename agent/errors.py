@@ -18,6 +18,8 @@ The branches mirror what a caller does about a failure, not where it happened:
     ├── StoreError           the disk refused; what was committed before is still there
     │   └── StoreBusy        another process holds the state directory
     ├── BusError             a CAN bus cannot be opened or read
+    ├── AskRefused           what was asked over the control socket must not, or cannot, be done
+    ├── NotRunning           nobody answers on the control socket
     └── UplinkError          the broker cannot be reached or refuses us
 
 Every error says what was found and what was expected; `hint` says what to do.
@@ -155,6 +157,16 @@ class StoreBusy(StoreError):  # noqa: N818 - says what happened
 
 class BusError(AgentError):
     """A CAN bus cannot be opened or read."""
+
+
+class AskRefused(AgentError):  # noqa: N818 - says what happened
+    """What was asked of the running agent must not, or cannot, be done; nothing changed."""
+
+
+class NotRunning(AgentError):  # noqa: N818 - says what happened
+    """Nobody answers on the control socket."""
+
+    advice = "`consentry run` starts the agent; --config names its configuration"
 
 
 class UplinkError(AgentError):

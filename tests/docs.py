@@ -175,6 +175,8 @@ def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, 
             found[prefix + name] = "none"
         elif isinstance(field.default, bool):
             found[prefix + name] = str(field.default).lower()
+        elif isinstance(field.default, tuple):
+            found[prefix + name] = ", ".join(field.default)
         else:
             found[prefix + name] = str(field.default)
     return found

@@ -131,7 +131,7 @@ def test_the_example_configuration_shows_every_key_with_its_default() -> None:
     assert offered.keys() == keys.keys()
     needed = {key for key, default in keys.items() if default in (NEEDED, None)}
     assert {
-        key: Path(value) if isinstance(keys[key], Path) else value
+        key: type(keys[key])(value) if isinstance(keys[key], (Path, tuple)) else value
         for key, value in active.items()
         if key not in needed
     } == {key: default for key, default in keys.items() if key not in needed}
