@@ -75,6 +75,7 @@ def policy(grants: Mapping[str, Mapping[str, Mapping[str, Any]]], **members: Any
                 "grant_id": grant_id,
                 "recipient": f"r-{grant_id}",
                 "details": [{"scope": s, "constraints": dict(c)} for s, c in scopes.items()],
+                **combined(scopes),
                 **members.pop(grant_id, {}),
             }
             for grant_id, scopes in grants.items()
@@ -82,6 +83,13 @@ def policy(grants: Mapping[str, Mapping[str, Mapping[str, Any]]], **members: Any
         **members,
     }
     return parse_unsigned_policy(json.dumps(document).encode(), catalogue())
+
+
+def combined(scopes: Iterable[str]) -> dict[str, Any]:
+    """Return the member `combine` that a grant of these scopes needs, if any."""
+    sensitive = ("read_speedometer", "read_location", "read_compass", "read_charge_locations")
+    found = [scope for scope in scopes if scope in sensitive]
+    return {"combine": [found]} if len(found) > 1 else {}
 
 
 def speed(t_ms: float, km_h: float) -> Frame:

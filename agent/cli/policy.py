@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def command() -> None:
     metavar="GRANT=RECIPIENT:SCOPE[,SCOPE...]",
     help="A grant with the defaults of its scopes' classes; several.",
 )
+@click.option(
+    "--combine",
+    "combines",
+    multiple=True,
+    metavar="GRANT=SCOPE,SCOPE[,SCOPE...]",
+    help="Scopes of a grant that the owner allows to be joined; several.",
+)
 @click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True)
 @_catalogue
 @_out
@@ -57,6 +65,7 @@ def new(  # noqa: PLR0913 - one argument per option
     issuer: str,
     recipients: tuple[str, ...],
     grants: tuple[str, ...],
+    combines: tuple[str, ...],
     days: int,
     catalogue: Path | None,
     out: Path | None,
@@ -65,6 +74,7 @@ def new(  # noqa: PLR0913 - one argument per option
     scopes = _load_catalogue(catalogue)
     now_s = int(time.time())
     exp_s = now_s + days * cloud.DAY_S
+    combined = _combined(combines, [text.partition("=")[0] for text in grants])
     document = cloud.new_policy(
         vehicle=vehicle,
         issuer=issuer,
@@ -73,7 +83,7 @@ def new(  # noqa: PLR0913 - one argument per option
             name: cloud.recipient(name, load_key(Path(file)))
             for name, file in (_pair(text, "--recipient") for text in recipients)
         },
-        grants=[_grant(text, now_s, exp_s) for text in grants],
+        grants=[_grant(text, now_s, exp_s, combined) for text in grants],
         iat_s=now_s,
         valid_s=days * cloud.DAY_S,
     )
@@ -146,7 +156,20 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return name, value
 
 
-def _grant(text: str, nbf_s: int, exp_s: int) -> dict[str, Any]:
+def _combined(texts: tuple[str, ...], grants: list[str]) -> dict[str, list[list[str]]]:
+    """Return grant id -> sets of scopes that may be joined."""
+    combined: dict[str, list[list[str]]] = {}
+    for text in texts:
+        grant_id, scopes = _pair(text, "--combine")
+        if grant_id not in grants:
+            raise click.UsageError(f"--combine {text}: there is no --grant {grant_id}")
+        combined.setdefault(grant_id, []).append(scopes.split(","))
+    return combined
+
+
+def _grant(
+    text: str, nbf_s: int, exp_s: int, combined: Mapping[str, list[list[str]]]
+) -> dict[str, Any]:
     grant_id, rest = _pair(text, "--grant")
     recipient, colon, scopes = rest.partition(":")
     if not (recipient and colon and scopes):
@@ -159,6 +182,7 @@ def _grant(text: str, nbf_s: int, exp_s: int) -> dict[str, Any]:
         exp_s=exp_s,
         purposes=["dpv:ServiceProvision"],
         retention="P30D",
+        combine=combined.get(grant_id, ()),
     )
 
 

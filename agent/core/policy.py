@@ -7,6 +7,8 @@ Rules:
  * Only active grants are ever live. A revoked grant needs its id alone, but what it carries is
    checked like any other.
  * A grant needs an id, a recipient and details; its `nbf` and `exp` only narrow the policy's.
+ * Speed and location in one grant tell how somebody drove where: they need a set in `combine` that
+   names both scopes, so that the owner was asked for the two together.
  * In an unsigned policy (replay, which lets nothing out) the members that bind it to a vehicle
    and a time may be left out: `v iss aud jti iat nbf exp epoch ver catalogue` and the
    recipients' `keys`. A missing `nbf` or `exp` does not limit.
@@ -54,6 +56,8 @@ _GRANT_MEMBERS = (
     *("grant_id", "rev", "state", "recipient", "nbf", "exp", "offline_s"),
     *("purposes", "retention", "record", "details", "combine"),
 )
+_SPEED_PATHS = frozenset({"Vehicle.Speed", "Vehicle.AverageSpeed"})
+_LOCATION_CLASS = "location"
 _OPTIONAL_IN_GRANT = frozenset({"nbf", "exp", "offline_s", "purposes", "retention"})
 
 
@@ -250,6 +254,8 @@ def _grant(
         )
     details = _details(members, grant_id, catalogue) if given("details") else ()
     scopes = frozenset(detail.scope for detail in details)
+    combine = _combine(members, place, scopes) if "combine" in members else ()
+    _check_combined(place, details, combine, catalogue)
     return Grant(
         grant_id=grant_id,
         rev=members.integer("rev") if "rev" in members else 1,
@@ -262,7 +268,7 @@ def _grant(
         retention_s=members.duration_s("retention") if given("retention") else None,
         record=_record(members.any("record"), place) if "record" in members else None,
         details=details,
-        combine=_combine(members, place, scopes) if "combine" in members else (),
+        combine=combine,
     )
 
 
@@ -335,6 +341,28 @@ def _combine(members: Members, place: str, scopes: frozenset[str]) -> tuple[tupl
             )
         sets.append(unique(names, f"{place}: combine", "scope"))
     return tuple(sets)
+
+
+def _check_combined(
+    place: str,
+    details: tuple[Detail, ...],
+    combine: tuple[tuple[str, ...], ...],
+    catalogue: Catalogue,
+) -> None:
+    """Refuse a scope with speed beside one of class location that no set of `combine` joins."""
+    scopes = [catalogue.scopes[detail.scope] for detail in details]
+    speeds = [s.name for s in scopes if any(x.path in _SPEED_PATHS for x in s.signals)]
+    locations = [scope.name for scope in scopes if scope.scope_class == _LOCATION_CLASS]
+    for speed in speeds:
+        for location in locations:
+            if not any({speed, location} <= set(names) for names in combine):
+                raise PolicyRejected(
+                    f"{place}: {location} together with {speed} needs a set in combine that "
+                    "names both",
+                    reason="combine",
+                    hint=f'"combine": [["{location}", "{speed}"]] says that the owner allowed the '
+                    "two together; else give them under two grants",
+                )
 
 
 def _within(nbf_s: int | None, exp_s: int | None, now_ns: int) -> bool:

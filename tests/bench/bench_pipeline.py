@@ -30,6 +30,7 @@ from agent.core.policy import Policy, parse_unsigned_policy
 from agent.core.seal import Header, RecipientKey, header_times, seal
 from agent.edge.files import load_catalogue, load_dbc, load_mapping
 from agent.edge.logfile import read_logs
+from tests.car import combined
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNS = 5
@@ -183,7 +184,9 @@ def loosest_policy(catalogue: Catalogue, scopes: set[str]) -> Policy:
         details.append({"scope": name, "constraints": limits})
     document = {
         "recipients": {"bench": {"name": "bench"}},
-        "grants": [{"grant_id": "bench", "recipient": "bench", "details": details}],
+        "grants": [
+            {"grant_id": "bench", "recipient": "bench", "details": details} | combined(scopes)
+        ],
     }
     return parse_unsigned_policy(json.dumps(document).encode(), catalogue)
 

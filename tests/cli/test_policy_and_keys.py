@@ -190,6 +190,24 @@ def test_a_new_policy_binds_vehicle_catalogue_and_recipients(desk: Desk) -> None
     assert grant["exp"] - grant["nbf"] == 30 * 86_400
 
 
+def test_a_new_policy_says_which_scopes_may_be_joined(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [
+        *("policy", "new", "--vehicle", VEHICLE),
+        *("--recipient", f"{RECIPIENT}={desk.path('recipient.pub.jwk')}"),
+        *("--grant", f"{GRANT}={RECIPIENT}:read_location,read_speedometer"),
+    ]
+
+    assert run(made) == 3
+    assert "combine" in capsys.readouterr().err
+    assert run([*made, "--combine", f"{GRANT}=read_location,read_speedometer"]) == 0
+
+    (grant,) = json.loads(capsys.readouterr().out)["grants"]
+    assert grant["combine"] == [["read_location", "read_speedometer"]]
+    assert run([*made, "--combine", "gr_other=read_location,read_speedometer"]) == 2
+
+
 @pytest.mark.parametrize(
     ("replaced", "status"),
     [

@@ -51,7 +51,13 @@ def _grant(grant_id: str, recipient: str, by_class: Mapping[str, Document]) -> D
             continue
         constraints = by_class.get(scope["class"])
         details.append({"scope": name, **({"constraints": constraints} if constraints else {})})
-    return {"grant_id": grant_id, "recipient": recipient, "details": details}
+    combine = [["read_speedometer", "read_location", "read_compass", "read_charge_locations"]]
+    return {
+        "grant_id": grant_id,
+        "recipient": recipient,
+        "details": details,
+        "combine": combine,
+    }
 
 
 def _policy(*grants: Document, **members: Any) -> Document:

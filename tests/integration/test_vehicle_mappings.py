@@ -18,6 +18,7 @@ from agent.core.mapping import parse_mapping
 from agent.core.model import CAN_EFF_FLAG, Frame
 from agent.core.policy import Policy, parse_unsigned_policy
 from agent.core.replay import Replay
+from tests.car import combined
 
 pytestmark = pytest.mark.captures
 
@@ -46,7 +47,14 @@ def _policy(kind: str) -> Policy:
     grant = {"grant_id": "g", "recipient": "r", "nbf": 0, "exp": 4_000_000_000}
     payload = {
         "recipients": {"r": {"name": "R"}},
-        "grants": [grant | {"purposes": ["dpv:ServiceProvision"], "details": details}],
+        "grants": [
+            grant
+            | {
+                "purposes": ["dpv:ServiceProvision"],
+                "details": details,
+                **combined(d["scope"] for d in details),
+            }
+        ],
     }
     return parse_unsigned_policy(json.dumps(payload).encode(), _catalogue())
 

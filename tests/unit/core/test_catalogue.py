@@ -29,6 +29,20 @@ DEFAULTS_AND_CEILINGS: dict[str, tuple[bool, dict[str, Any], dict[str, Any]]] = 
 }
 
 
+def test_where_a_vehicle_is_and_where_it_heads_belongs_to_the_class_location() -> None:
+    shipped = parse_catalogue((ROOT / "config" / "catalogue.json").read_bytes())
+    names = {"Latitude", "Longitude", "Altitude", "Heading"}
+
+    classes = {
+        scope.scope_class
+        for scope in shipped.scopes.values()
+        for signal in scope.signals
+        if names & set(signal.path.split("."))
+    }
+
+    assert classes == {"location"}
+
+
 def test_the_shipped_catalogue_has_23_scopes_and_117_paths() -> None:
     scopes = catalogue().scopes.values()
 

@@ -134,6 +134,49 @@ def test_what_a_revoked_grant_carries_is_checked(name: str, value: object, reaso
     assert refusal(changed("grants", 3, name, value=value)).reason == reason
 
 
+LOCATIONS = ("read_location", "read_compass", "read_charge_locations")
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+@pytest.mark.parametrize(
+    "combine", [[], [["read_odometer", "read_speedometer"]], [["LOCATION", "read_odometer"]]]
+)
+def test_speed_together_with_location_needs_a_set_in_combine(
+    location: str, combine: list[list[str]]
+) -> None:
+    sets = [[location if name == "LOCATION" else name for name in names] for names in combine]
+    details = [{"scope": name} for name in ("read_odometer", "read_speedometer", location)]
+    document = changed(*GRANT, "details", value=details)
+    document["grants"][0]["combine"] = sets
+
+    refused = refusal(document)
+
+    assert refused.reason == "combine"
+    assert all(fact in refused.message for fact in ("gr_01JD", location, "read_speedometer"))
+    assert refused.hint is not None
+    assert f'[["{location}", "read_speedometer"]]' in refused.hint
+
+
+def test_each_location_of_a_grant_needs_the_set_with_speed() -> None:
+    details = [{"scope": name} for name in ("read_speedometer", *LOCATIONS)]
+    document = changed(*GRANT, "details", value=details)
+    document["grants"][0]["combine"] = [["read_location", "read_speedometer"]]
+
+    assert refusal(document).reason == "combine"
+
+    document["grants"][0]["combine"].append(["read_speedometer", *LOCATIONS[1:]])
+
+    assert len(parse(document).grants[0].combine) == 2
+
+
+def test_two_grants_may_have_speed_and_location_apart() -> None:
+    document = changed(*GRANT, "details", value=[{"scope": "read_speedometer"}])
+    document["grants"][0]["combine"] = []
+    document["grants"][2]["details"] = [{"scope": "read_location"}]
+
+    assert len(parse(document).grants) == 4
+
+
 def test_only_active_grants_are_live_and_only_from_until() -> None:
     policy = parse(example())
 
