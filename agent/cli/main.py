@@ -21,10 +21,14 @@ _COMMANDS = {
     "demo": "Show the main job on this machine: broker, agent, two recipients, a revocation.",
     "keys": "Make keys for policies, devices and recipients.",
     "open": "Open envelopes with a recipient's key.",
+    "pause": "Stop collecting and publishing at once, at the vehicle.",
     "policy": "Write, sign and verify policies.",
     "receive": "Receive and open a recipient's envelopes from a broker.",
     "replay": "Print what would leave the vehicle for recorded logs.",
+    "restrict": "Hand over a restrict document at the vehicle.",
+    "resume": "Lift a stop that was set at the vehicle.",
     "run": "Run the agent.",
+    "status": "Show how the running agent is.",
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.core.ask import Verb, to_line
-from agent.errors import AgentError, AskRefused, NotRunning
+from agent.errors import AgentError, AskRefused, NotRunning, PolicyRejected
 
 TIMEOUT_S = 10.0  # The agent says by itself when it does not get to it.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
@@ -27,6 +27,7 @@ def ask(path: Path, verb: Verb, *, timeout_s: float = TIMEOUT_S) -> dict[str, An
 
     Raises:
         NotRunning: Nobody listens there.
+        PolicyRejected: The document that was handed over was refused.
         AskRefused: The agent, or the file system, did not let us.
         AgentError: What came is no answer, or none came in time.
     """
@@ -74,10 +75,14 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
         raise NotRunning(f"the agent on {path} ended before it answered")
     try:
         reply = json.loads(data)
+        if reply.get("reason") is not None:
+            raise PolicyRejected(
+                str(reply["error"]), reason=str(reply["reason"]), hint=reply.get("hint")
+            )
         if "error" in reply:
             raise AskRefused(str(reply["error"]), hint=reply.get("hint"))
         answer = reply["answer"]
-    except (ValueError, TypeError, KeyError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
         raise AgentError(
             f"what listens on {path} is no agent of this version",
             hint="check `socket` under [control] in agent.toml",

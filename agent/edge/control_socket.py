@@ -64,9 +64,15 @@ class Ask:
         """Send an answer: a JSON object."""
         self._reply({"answer": dict(members)})
 
-    def refuse(self, message: str, *, hint: str | None = None) -> None:
-        """Send an error in place of an answer."""
-        self._reply({"error": message, "hint": hint})
+    def refuse(self, message: str, *, hint: str | None = None, reason: str | None = None) -> None:
+        """Send an error in place of an answer.
+
+        Args:
+            message: What was found and what was expected.
+            hint: What to do about it.
+            reason: That of a refused document (docs/policy.md).
+        """
+        self._reply({"error": message, "hint": hint, "reason": reason})
 
 
 @dataclass(slots=True)

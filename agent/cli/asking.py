@@ -1,0 +1,84 @@
+"""What the commands share that ask the running agent: where it listens, and how times are told."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from agent.config import load_config
+from agent.core.ask import MAX_STOP_S, Verb
+from agent.core.standing import EVERY_GRANT
+from agent.core.status import StopStatus
+from agent.edge.control_client import ask
+
+DEFAULT_CONFIG = Path("/etc/consentry/agent.toml")
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "min": 60, "s": 1}
+_SPAN = re.compile(r"(\d{1,9})(d|h|min|m|s)", re.ASCII)
+
+
+def span_of(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
+    """Return a time span such as 90s, 15min, 2h or 1d12h in s; a callback for an option."""
+    if text is None:
+        return None
+    parts = _SPAN.findall(text)
+    span_s = sum(int(count) * _UNITS[unit] for count, unit in parts)
+    if "".join(count + unit for count, unit in parts) != text or span_s < 1:
+        raise click.BadParameter(f"{text!r}, expected a time span such as 90s, 15min, 2h or 1d")
+    if span_s > MAX_STOP_S:
+        raise click.BadParameter(f"{text} is over a year, leave it out and resume when it is over")
+    return span_s
+
+
+def asks_the_agent(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Add the options that say where the running agent listens."""
+    command = click.option(
+        "--socket", type=click.Path(path_type=Path), help="The control socket, without --config."
+    )(command)
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        default=DEFAULT_CONFIG,
+        show_default=True,
+        help="Where `socket` under [control] stands.",
+    )(command)
+
+
+def asked(verb: Verb, config_file: Path, socket: Path | None) -> dict[str, Any]:
+    """Return the running agent's answer; raises as `agent.edge.control_client.ask`."""
+    return ask(socket or load_config(config_file).control.socket, verb)
+
+
+def moment(time_s: int | None, *, otherwise: str = "without end") -> str:
+    """Return a time as a person reads it, in UTC."""
+    if time_s is None:
+        return otherwise
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return "in the far future"
+
+
+def span(span_s: int) -> str:
+    """Return a time span in its two largest units."""
+    parts = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, span_s = divmod(span_s, size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def stop_told(stop: StopStatus) -> str:
+    """Return a local stop as a sentence's end."""
+    what = "all grants" if stop.grant_id == EVERY_GRANT else f"grant {stop.grant_id}"
+    left = "until resumed" if stop.left_s is None else f"for another {span(stop.left_s)}"
+    if stop.who == "switch":
+        left = "until the switch says otherwise"
+    return f"{what}, by {stop.who} since {moment(stop.since_s)}, {left}"

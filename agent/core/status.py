@@ -1,0 +1,179 @@
+"""How the agent is, as it tells whoever may look: lanes, consent, spool; never a signal's value.
+
+The agent lane fills it in, the command line draws it; between them it is JSON with these very
+names. Times are s since the epoch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agent.errors import AgentError
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """One thread of the agent."""
+
+    name: str
+    is_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BusStatus:
+    """One CAN bus.
+
+    Attributes:
+        state: `up`, `down`, or `closed` while no live grant needs it.
+        frames: Handed over since the start.
+        reconnects: How often it was lost.
+    """
+
+    name: str
+    state: str
+    frames: int
+    reconnects: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrantStatus:
+    """One grant of the policy in force.
+
+    Attributes:
+        state: Where it stands: pending, active, paused, revoked, expired.
+        why: What holds it beside the policy, such as a local stop; "" for nothing.
+        until_s: Its end or the policy's, whichever comes first; None where nothing ends it.
+        envelopes: That wait in the spool.
+        size_bytes: Of these.
+    """
+
+    grant_id: str
+    rev: int
+    recipient: str
+    scopes: tuple[str, ...]
+    state: str
+    why: str
+    until_s: int | None
+    envelopes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopStatus:
+    """A local stop that holds.
+
+    Attributes:
+        grant_id: What is stopped, or "*" for every grant.
+        who: `uid 1000`, or `switch`.
+        left_s: How long it still holds; None: until it is lifted.
+    """
+
+    grant_id: str
+    who: str
+    since_s: int
+    left_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RestrictionStatus:
+    """A restrict document that no policy has taken over yet."""
+
+    jti: str
+    mode: str
+    grants: tuple[str, ...]
+    since_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStatus:
+    """The policy in force, expired or not.
+
+    Attributes:
+        until_s: Its `exp`, or None.
+    """
+
+    epoch: int
+    ver: int
+    iat_s: int
+    until_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """All of it.
+
+    Attributes:
+        version: The agent's.
+        vehicle: Its pseudonym.
+        is_time_known: Somebody who knows has set the clock; time windows are closed while not.
+        policy: None before the first.
+        uplink: `up` or `down`.
+        in_flight: Envelopes that the broker has not answered yet.
+        counts: What became of batches and envelopes since the start, by name.
+    """
+
+    version: str
+    vehicle: str
+    started_s: int
+    now_s: int
+    is_time_known: bool
+    policy: PolicyStatus | None
+    lanes: tuple[LaneStatus, ...]
+    buses: tuple[BusStatus, ...]
+    grants: tuple[GrantStatus, ...]
+    stops: tuple[StopStatus, ...]
+    restrictions: tuple[RestrictionStatus, ...]
+    uplink: str
+    in_flight: int
+    counts: Mapping[str, int]
+
+    def members(self) -> dict[str, Any]:
+        """Return it as JSON members."""
+        return asdict(self)
+
+
+def parse_status(members: Mapping[str, Any]) -> StatusReport:
+    """Return what the agent told.
+
+    Raises:
+        AgentError: It is of another version than this program.
+    """
+    try:
+        raw = dict(members)
+        policy = raw.pop("policy")
+        return StatusReport(
+            policy=None if policy is None else PolicyStatus(**policy),
+            lanes=tuple(LaneStatus(**lane) for lane in raw.pop("lanes")),
+            buses=tuple(BusStatus(**bus) for bus in raw.pop("buses")),
+            grants=tuple(
+                GrantStatus(**(grant | {"scopes": tuple(grant["scopes"])}))
+                for grant in raw.pop("grants")
+            ),
+            stops=parse_stops(raw),
+            restrictions=tuple(
+                RestrictionStatus(**(item | {"grants": tuple(item["grants"])}))
+                for item in raw.pop("restrictions")
+            ),
+            **raw,
+        )
+    except (KeyError, TypeError) as exc:
+        raise _of_another_version() from exc
+
+
+def parse_stops(members: dict[str, Any]) -> tuple[StopStatus, ...]:
+    """Take the local stops out of an answer and return them.
+
+    Raises:
+        AgentError: It is of another version than this program.
+    """
+    try:
+        return tuple(StopStatus(**stop) for stop in members.pop("stops"))
+    except (KeyError, TypeError) as exc:
+        raise _of_another_version() from exc
+
+
+def _of_another_version() -> AgentError:
+    return AgentError(
+        "the agent's answer is not what this version of consentry expects",
+        hint="the running agent is of another version: restart it",
+    )

@@ -1,0 +1,89 @@
+"""How the agent is, over JSON and back."""
+
+import json
+from typing import Any
+
+import pytest
+
+from agent.core.status import (
+    BusStatus,
+    GrantStatus,
+    LaneStatus,
+    PolicyStatus,
+    RestrictionStatus,
+    StatusReport,
+    StopStatus,
+    parse_status,
+    parse_stops,
+)
+from agent.errors import AgentError
+
+REPORT = StatusReport(
+    version="0.1.0",
+    vehicle="veh-7Q2K",
+    started_s=1_795_468_800,
+    now_s=1_795_476_300,
+    is_time_known=True,
+    policy=PolicyStatus(epoch=1, ver=42, iat_s=1_795_468_800, until_s=1_798_060_800),
+    lanes=(LaneStatus("capture", is_alive=True), LaneStatus("network", is_alive=False)),
+    buses=(BusStatus("powertrain", "up", 1_234_567, 2), BusStatus("body", "closed", 0, 0)),
+    grants=(
+        GrantStatus(
+            *("gr_fleet", 3, "fleet-x", ("read_odometer", "read_fuel"), "active", ""),
+            until_s=1_798_060_800,
+            envelopes=120,
+            size_bytes=1_234_000,
+        ),
+        GrantStatus(
+            *("gr_city", 1, "city", ("read_location",), "paused", "restricted"),
+            until_s=None,
+            envelopes=1,
+            size_bytes=900,
+        ),
+    ),
+    stops=(
+        StopStatus("gr_city", "uid 1000", 1_795_476_000, 4_800),
+        StopStatus("*", "switch", 1_795_476_000, None),
+    ),
+    restrictions=(RestrictionStatus("jti-1", "pause", ("*",), 1_795_470_000),),
+    uplink="up",
+    in_flight=1,
+    counts={"sealed": 130, "dropped_ended": 1},
+)
+
+
+def told() -> dict[str, Any]:
+    members: dict[str, Any] = json.loads(json.dumps(REPORT.members()))
+    return members
+
+
+def test_a_report_survives_the_socket() -> None:
+    assert parse_status(told()) == REPORT
+
+
+def test_a_report_without_a_policy_does_too() -> None:
+    assert parse_status(told() | {"policy": None}).policy is None
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        told() | {"more": 1},
+        {name: value for name, value in told().items() if name != "lanes"},
+        told() | {"lanes": None},
+        told() | {"grants": [{"grant_id": "g"}]},
+        told() | {"stops": [{"grant": "g"}]},
+        told() | {"policy": {"epoch": 1}},
+    ],
+)
+def test_a_report_of_another_version_is_an_error_with_advice(members: dict[str, Any]) -> None:
+    with pytest.raises(AgentError, match="not what this version") as refused:
+        parse_status(members)
+
+    assert refused.value.hint
+
+
+def test_stops_of_another_version_are_an_error() -> None:
+    with pytest.raises(AgentError, match="not what this version"):
+        parse_stops({"stop": []})
