@@ -17,6 +17,7 @@ The branches mirror what a caller does about a failure, not where it happened:
     ├── EnvelopeRejected     bytes that are no envelope for us; carries a machine-readable reason
     ├── StoreError           the disk refused; what was committed before is still there
     │   └── StoreBusy        another process holds the state directory
+    ├── LedgerError          the ledger, or a proof from it, does not say what it must
     ├── BusError             a CAN bus cannot be opened or read
     ├── AskRefused           what was asked over the control socket must not, or cannot, be done
     ├── NotRunning           nobody answers on the control socket
@@ -153,6 +154,12 @@ class StoreError(AgentError):
 
 class StoreBusy(StoreError):  # noqa: N818 - says what happened
     """Another process holds the state directory."""
+
+
+class LedgerError(AgentError):
+    """The ledger, or a proof from it, does not say what it must."""
+
+    advice = "docs/ledger.md says what a ledger shows, and what to do when it does not hold"
 
 
 class BusError(AgentError):

@@ -23,12 +23,14 @@ from pydantic import BaseModel
 
 from agent.cli.main import cli
 from agent.config import Config
+from agent.core.ledgerevent import EVENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 COMMANDS = DOCS / "commands.md"
 ARCHITECTURE = DOCS / "architecture.md"
+LEDGER = DOCS / "ledger.md"
 PACKAGE = ROOT / "agent"
 
 # What `make` runs, without its set-up.
@@ -236,6 +238,15 @@ def size_part() -> str:
     return "\n".join(lines) + "\n"
 
 
+def event_part() -> str:
+    """Return the table of the ledger's events, each with its facts and their kinds."""
+    lines = ["| event | facts |", "|---|---|"]
+    for name, kinds in EVENTS.items():
+        facts = ", ".join(f"`{fact}` {kind.name}" for fact, kind in kinds.items())
+        lines.append(f"| `{name}` | {facts} |")
+    return "\n".join(lines) + "\n"
+
+
 def transcript(block: str) -> list[tuple[str, str]]:
     """Return (command, output) of each `$ ` line in a transcript."""
     found: list[tuple[str, str]] = []
@@ -293,6 +304,8 @@ def _write(*names: str) -> None:
     COMMANDS.write_text(text, encoding="utf-8")
     text = with_part(ARCHITECTURE.read_text(encoding="utf-8"), "modules", module_part())
     ARCHITECTURE.write_text(with_part(text, "sizes", size_part()), encoding="utf-8")
+    text = LEDGER.read_text(encoding="utf-8")
+    LEDGER.write_text(with_part(text, "events", event_part()), encoding="utf-8")
     text = README.read_text(encoding="utf-8")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:

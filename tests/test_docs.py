@@ -127,6 +127,12 @@ def test_the_module_table_is_complete_and_says_what_the_modules_say() -> None:
     assert shown == docs.module_part(), "run: python -m tests.docs"
 
 
+def test_the_table_of_the_ledger_s_events_is_the_list_in_the_code() -> None:
+    shown = docs.part(TEXTS["docs/ledger.md"], "events")
+
+    assert shown == docs.event_part(), "run: python -m tests.docs"
+
+
 def test_the_sizes_in_the_document_are_about_right() -> None:
     shown = docs.part(TEXTS["docs/architecture.md"], "sizes")
     told = {

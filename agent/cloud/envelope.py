@@ -95,7 +95,7 @@ def open_envelope(
             "another device signed the envelope than its sealed header names",
             reason="wrong-device",
         )
-    _speaks_for(devices[signer], header.vehicle)
+    speaks_for(devices[signer], header.vehicle)
     kid = _recipient_header(recipient_protected)
     key = recipient_keys.get(kid)
     if key is None:
@@ -128,7 +128,7 @@ def verify_ack(data: bytes, *, devices: Devices, after: int | None = None) -> tu
     """
     signer, payload = verify1(data, devices)
     ack = parse_ack(payload)
-    _speaks_for(devices[signer], ack.vehicle)
+    speaks_for(devices[signer], ack.vehicle)
     if after is not None and ack.counter <= after:
         raise EnvelopeRejected(
             f"answer {ack.counter} is not newer than {after}, which was seen", reason="replay"
@@ -136,7 +136,12 @@ def verify_ack(data: bytes, *, devices: Devices, after: int | None = None) -> tu
     return signer, ack
 
 
-def _speaks_for(device: DevicePublicKey, vehicle: str) -> None:
+def speaks_for(device: DevicePublicKey, vehicle: str) -> None:
+    """Raise unless a device may speak for a vehicle.
+
+    Raises:
+        EnvelopeRejected: The registry gives the device another vehicle (reason `wrong-device`).
+    """
     if device.vehicle not in (None, vehicle):
         raise EnvelopeRejected(
             f"device {device.kid} is not enrolled for the vehicle it names", reason="wrong-device"

@@ -171,15 +171,7 @@ def verify1(data: bytes, registry: Mapping[str, DevicePublicKey]) -> tuple[str, 
         EnvelopeRejected: With reason `malformed`, `unknown-device`, `algorithm` or `signature`;
             nothing else, for any bytes.
     """
-    value = cbor.decode(data)
-    if not isinstance(value, CBORTag) or value.tag != TAG_SIGN1:
-        raise malformed("not a tagged COSE_Sign1")
-    parts = value.value
-    if not isinstance(parts, list) or len(parts) != 4 or parts[1] != {}:
-        raise malformed("COSE_Sign1 has four elements and no unprotected header")
-    protected, _, payload, signature = parts
-    if not all(isinstance(part, bytes) for part in (protected, payload, signature)):
-        raise malformed("protected header, payload and signature are byte strings")
+    protected, payload, signature = _parts(data)
     kid, alg = _header(protected)
     key = registry.get(kid)
     if key is None:
@@ -195,6 +187,32 @@ def verify1(data: bytes, registry: Mapping[str, DevicePublicKey]) -> tuple[str, 
     if not _holds(key.public, signature, _signed(protected, payload)):
         raise EnvelopeRejected(f"the signature of device {kid} does not hold", reason="signature")
     return kid, payload
+
+
+def unsafe_unverified1(data: bytes) -> bytes:
+    """Return the payload of a COSE_Sign1 without looking at who signed it.
+
+    For readers that have no key, and learn what they read from elsewhere.
+
+    Raises:
+        EnvelopeRejected: It is none (reason `malformed`); nothing else, for any bytes.
+    """
+    _, payload, _ = _parts(data)
+    return payload
+
+
+def _parts(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return protected header, payload and signature."""
+    value = cbor.decode(data)
+    if not isinstance(value, CBORTag) or value.tag != TAG_SIGN1:
+        raise malformed("not a tagged COSE_Sign1")
+    parts = value.value
+    if not isinstance(parts, list) or len(parts) != 4 or parts[1] != {}:
+        raise malformed("COSE_Sign1 has four elements and no unprotected header")
+    protected, _, payload, signature = parts
+    if not all(isinstance(part, bytes) for part in (protected, payload, signature)):
+        raise malformed("protected header, payload and signature are byte strings")
+    return protected, payload, signature
 
 
 def _signed(protected: bytes, payload: bytes) -> bytes:

@@ -1,0 +1,186 @@
+"""What the ledger may say: a closed list of events, each with its facts and their kinds.
+
+Rules:
+ * An event has exactly the facts that the list gives it. Another event, fact or kind raises.
+ * There is no kind for a number with a fraction, for free text or for a path: a signal's value, a
+   position or a VIN has no place to stand in. Reasons are words without digits.
+ * Counts of a grant are rolled up over a minute by whoever appends.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from agent.core.member import ID, SHA256
+from agent.core.model import NS_PER_S
+from agent.core.strictjson import MAX_INTEGER
+
+Fact = int | str | list[str] | dict[str, int]
+
+_WORD = re.compile(r"[a-z]{1,24}(-[a-z]{1,24}){0,4}", re.ASCII)
+_VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){2}([a-z.+-]{1,8}\d{0,4}){0,2}", re.ASCII)
+_BOOT_ID = re.compile(r"(unnamed-)?[0-9a-f-]{32,36}", re.ASCII)
+_SIGNED = re.compile(r"[A-Za-z0-9_-]{40,2000}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a fact may be.
+
+    Attributes:
+        name: As docs/ledger.md calls it.
+        accepts: Whether a value is one.
+    """
+
+    name: str
+    accepts: Callable[[object], bool]
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return type(value) is int and abs(value) <= MAX_INTEGER
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return _is_integer(value) and value >= 0
+
+
+def _is_text(pattern: re.Pattern[str]) -> Callable[[object], bool]:
+    return lambda value: type(value) is str and pattern.fullmatch(value) is not None
+
+
+def _is_sorted_list(accepts: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: (
+        type(value) is list and all(map(accepts, value)) and value == sorted(set(value))
+    )
+
+
+def _is_revisions(value: object) -> bool:
+    return (
+        type(value) is dict
+        and all(map(_is_text(ID), value))
+        and all(map(_is_count, value.values()))
+    )
+
+
+def _is_hash_list(value: object) -> bool:
+    return type(value) is list and all(map(_is_text(SHA256), value))
+
+
+def _who(value: object) -> bool:
+    return _is_count(value) or value in ("switch", "timer")
+
+
+def _one_of(*words: str) -> Kind:
+    return Kind("`" + "` `".join(words) + "`", lambda value: value in words)
+
+
+COUNT = Kind("count", _is_count)
+SECONDS = Kind("seconds", _is_integer)
+ID_ = Kind("id", _is_text(ID))
+IDS = Kind("ids", _is_sorted_list(_is_text(ID)))
+REVISIONS = Kind("id → rev", _is_revisions)
+WORD = Kind("word", _is_text(_WORD))
+DIGEST = Kind("hash", _is_text(SHA256))
+DIGESTS = Kind("hashes", _is_hash_list)
+VERSION = Kind("version", _is_text(_VERSION))
+BOOT_ID = Kind("boot id", _is_text(_BOOT_ID))
+SIGNED = Kind("checkpoint", _is_text(_SIGNED))
+UID = Kind("uid", _is_count)
+WHO = Kind("uid, `switch` or `timer`", _who)
+STATE = _one_of("pending", "active", "paused", "revoked", "expired", "purged")
+
+_ROLL_UP = {"grant": ID_, "envelopes": COUNT, "bytes": COUNT}
+_NUMBERS = {"first": COUNT, "last": COUNT}
+
+EVENTS: Mapping[str, Mapping[str, Kind]] = {
+    # The agent.
+    "started": {"version": VERSION, "config": DIGEST, "catalogue": DIGEST, "boot": BOOT_ID},
+    "stopped": {"reason": WORD},
+    "crash-noticed": {"reason": WORD},
+    "sources-changed": {"buses": COUNT, "filters": COUNT},
+    "admin": {"verb": WORD, "uid": UID},
+    "key-changed": {"role": WORD, "kid": ID_, "change": _one_of("enrolled", "rotated", "removed")},
+    "clock-stepped": {"by": SECONDS},
+    "floor-lowered": {"epoch": COUNT, "by": SECONDS},
+    # Consent.
+    "policy-received": {"sha256": DIGEST, "bytes": COUNT},
+    "policy-refused": {"sha256": DIGEST, "reason": WORD},
+    "policy-repeated": {"sha256": DIGEST, "epoch": COUNT, "ver": COUNT},
+    "policy-applied": {
+        "sha256": DIGEST,
+        "epoch": COUNT,
+        "ver": COUNT,
+        "added": REVISIONS,
+        "changed": REVISIONS,
+        "ended": REVISIONS,
+    },
+    "restriction-refused": {"sha256": DIGEST, "reason": WORD},
+    "restriction-applied": {"jti": ID_, "mode": _one_of("pause", "revoke"), "grants": IDS},
+    "grant-state": {"grant": ID_, "rev": COUNT, "state": STATE},
+    "local-stop": {"state": _one_of("on", "off"), "by": WHO, "grants": IDS, "seconds": COUNT},
+    # Envelopes.
+    "sealed": {**_ROLL_UP, **_NUMBERS, "rev": COUNT, "samples": COUNT},
+    "delivered": {**_ROLL_UP, **_NUMBERS},
+    "purged": {**_ROLL_UP, "reason": WORD},
+    "evicted": {**_ROLL_UP, **_NUMBERS},
+    "expired": _ROLL_UP,
+    "dropped": {"grant": ID_, "rev": COUNT, "batches": COUNT, "samples": COUNT, "reason": WORD},
+    "spool-damaged": {"reason": WORD},
+    # The network.
+    "tls-failed": {"reason": WORD, "times": COUNT},
+    "auth-failed": {"reason": WORD, "times": COUNT},
+    # The ledger itself; nobody else appends these.
+    "ledger-begun": {"generation": COUNT, "reason": WORD, "size": COUNT, "root": DIGEST},
+    "segment-begun": {"generation": COUNT, "bytes": COUNT, "peaks": DIGESTS},
+    "segment-retired": {"first": COUNT, "entries": COUNT, "reason": _one_of("age", "space")},
+    "line-torn": {"bytes": COUNT},
+    "entries-lost": {"entries": COUNT, "reason": WORD},
+    "checkpoint": {"signed": SIGNED},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened; made by `event`, so that its facts are the listed ones.
+
+    Attributes:
+        t_s: s since the epoch.
+        name: One of EVENTS.
+    """
+
+    t_s: int
+    name: str
+    facts: Mapping[str, Fact]
+
+
+def event(t_ns: int, name: str, **facts: Fact) -> Event:
+    """Return an event.
+
+    Args:
+        t_ns: When, ns since the epoch; the ledger keeps whole seconds.
+        name: One of EVENTS.
+        facts: Exactly those that EVENTS gives it.
+
+    Raises:
+        ValueError: It is not in the list, or has other facts.
+    """
+    check(name, facts)
+    return Event(max(0, t_ns // NS_PER_S), name, facts)
+
+
+def check(name: str, facts: Mapping[str, object]) -> None:
+    """Raise unless an event is in the list with exactly these facts.
+
+    Raises:
+        ValueError: It names the event and the fact, never a value.
+    """
+    kinds = EVENTS.get(name)
+    if kinds is None:
+        raise ValueError("the event is none of the ledger's")
+    if facts.keys() != kinds.keys():
+        wrong = sorted(facts.keys() ^ kinds.keys())
+        raise ValueError(f"the facts of {name} are {', '.join(kinds)}; at fault: {wrong[0]!a}")
+    for fact, kind in kinds.items():
+        if not kind.accepts(facts[fact]):
+            raise ValueError(f"{fact} of {name} is not of the kind {kind.name}")
