@@ -1,4 +1,4 @@
-"""The daemon: wires the three lanes, keeps watch over them, ends them in order.
+"""The daemon: wires the three lanes, takes up changed files, ends the lanes in order.
 
     readers -> capture lane -> agent lane <-> network lane -> broker
 
@@ -6,33 +6,46 @@ Rules:
  * `agent.parts` has read every file before anything is opened; it is what `check` runs.
  * If a lane dies the process ends with a failure, and systemd starts it again under the policy on
    disk.
- * SIGTERM and SIGINT close the open batches, seal and store them, then end; nothing waits for the
-   broker, the spool does.
+ * Closing seals and stores the open batches within `STOP_S`, however full the bus is and whatever
+   the broker does; nothing waits for the broker, the spool does.
+ * Changed files are held against the policy in force before anything changes. Then what is made of
+   them is new (consent, agent lane, readers of changed buses), and what carries something over
+   stays: the store, the capture lane with its open batches, the connection to the broker.
 """
 
 import logging
-import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Self
 
-from agent.config import Config
+from agent.config import Bus, Config
 from agent.control import Agent, Batches, Consent
+from agent.control.agent import Event
 from agent.core.admission import Admission
 from agent.core.binding import Binding
 from agent.core.clock import Reading
+from agent.core.jws import verify_policy_jws
 from agent.core.model import NS_PER_S, Batch
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
+from agent.core.policy import parse_policy
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
 from agent.edge.pycan import PyCanReader
 from agent.edge.store import Store
-from agent.edge.uplink import Uplink, UplinkEvent
-from agent.errors import AgentError
-from agent.parts import Parts, load_parts
+from agent.edge.uplink import Connected, Uplink
+from agent.errors import AgentError, ConfigError
+from agent.parts import Parts
+from agent.watch import Lane
+
+STOP_S = 5.0
+# Shares of it. The rest is for what is sealed and stored in between.
+CAPTURE_STOP_S = 1.5
+UPLINK_STOP_S = 1.5
+_FIXED = ("state", "batch", "uplink", "time")  # Sections that only a restart takes up.
 
 Clock = Callable[[], Reading]
+Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
 
 _log = logging.getLogger(__name__)
 
@@ -52,43 +65,20 @@ class Daemon:
         Raises:
             StoreError: The state directory cannot be used.
         """
+        self._config = config
         self._store = Store.open(config.state.directory)
-        clock = clock or SystemClock(config.time.synchronised_file)
-        self._binding = parts.binding
-        self._consent = Consent(
-            self._store,
-            vehicle=config.vehicle.id,
-            catalogue=parts.catalogue,
-            trust=parts.trust,
-            binding=parts.binding,
-            named_buses=parts.named_buses,
-        )
+        self._clock = clock = clock or SystemClock(config.time.synchronised_file)
         pipeline = Pipeline(
             max_age_ns=int(config.batch.max_age_s * NS_PER_S),
             max_samples=config.batch.max_samples,
             once_taken=self._store.once_taken(),
         )
         self.capture = Capture(pipeline, on_batches=self._on_batches, clock=lambda: clock().wall_ns)
-        self.uplink = Uplink(parts.uplink, on_event=self._on_event)
-        self.agent = Agent(
-            vehicle=config.vehicle.id,
-            device=parts.device,
-            store=self._store,
-            consent=self._consent,
-            uplink=self.uplink,
-            swap=self.capture.swap,
-            clock=clock,
-        )
-        self._readers = [
-            PyCanReader(
-                bus.name,
-                interface=bus.interface,
-                channel=bus.channel,
-                options=bus.options,
-                sink=self.capture.put,
-            )
-            for bus in config.bus
-        ]
+        self.uplink = Uplink(parts.uplink, on_event=self._post)
+        self._door = threading.Lock()  # Guards which agent lane gets an event.
+        self._held: list[Event] | None = None  # What comes while the agent lane is made anew.
+        self._wire(parts)
+        self._readers = {_source(bus): self._reader(bus) for bus in config.bus}
         if self._store.set_aside is not None:
             _log.error("state was corrupt", extra={"set_aside": self._store.set_aside.name})
 
@@ -112,12 +102,19 @@ class Daemon:
         """Apply a signed policy from a file before the lanes start."""
         return self.agent.install(token)
 
+    @property
+    def status(self) -> str:
+        """How it is in a few words, for people."""
+        policy = self._consent.policy
+        version = f"policy {policy.epoch}.{policy.ver}" if policy is not None else "no policy"
+        return f"{version}, {len(self.plan.live)} grants live, {len(self._readers)} buses"
+
     def start(self) -> None:
         """Take up the policy on disk, then start network, capture and readers."""
         self.agent.restore()
         self.uplink.start()
         self.capture.start()
-        for reader in self._readers:
+        for reader in self._readers.values():
             reader.start()
 
     def run(self, stop: threading.Event) -> None:
@@ -127,66 +124,147 @@ class Daemon:
             AgentError: Another lane died; its traceback is in the log.
         """
         while not stop.is_set():
-            self.agent.turn()
-            dead = [lane for lane, alive in self._lanes() if not alive]
-            if dead:
-                raise AgentError(
-                    f"lane {', '.join(dead)} died",
-                    hint="the log above says why; systemd starts the agent again",
-                )
+            self.turn()
+
+    def turn(self) -> None:
+        """Go once round the agent lane.
+
+        Raises:
+            AgentError: Another lane died; its traceback is in the log.
+        """
+        self.agent.turn()
+        dead = [lane.name for lane in self.lanes() if not lane.is_alive]
+        if dead:
+            raise AgentError(
+                f"lane {', '.join(dead)} died",
+                hint="the log above says why; systemd starts the agent again",
+            )
 
     def wake(self) -> None:
-        """Let `run` look at its stop flag now."""
+        """Let `turn` end now."""
         self.agent.post(None)
+
+    def lanes(self) -> list[Lane]:
+        """Return how each lane but the agent's own is."""
+        return [
+            Lane("capture", self.capture.is_alive, self.capture.turns),
+            Lane("network", self.uplink.is_alive, self.uplink.last_moved_ns),
+            *(Lane(f"bus {r.name}", r.is_alive, r.turns) for r in self._readers.values()),
+        ]
+
+    def reload(self, config: Config, parts: Parts) -> None:
+        """Take up changed files between two turns; no frame, sample or policy is lost.
+
+        Args:
+            config: As it stands on disk now.
+            parts: Its files, from `agent.parts`.
+
+        Raises:
+            ConfigError: A setting changed that only a restart can take up; nothing changed.
+            PolicyRejected: The policy in force does not hold under the new trust file or catalogue;
+                nothing changed.
+        """
+        _check_fixed(self._config, config)
+        stored = self._store.in_force()
+        if stored is not None:
+            parse_policy(verify_policy_jws(stored.jws, parts.trust), parts.catalogue)
+        self._config = config
+        self._renew(parts)
+        sources = {_source(bus): bus for bus in config.bus}
+        gone = [self._readers.pop(source) for source in self._readers.keys() - sources.keys()]
+        _end(gone)
+        for source in sources.keys() - self._readers.keys():
+            self._readers[source] = self._reader(sources[source])
+            self._readers[source].start()
 
     def close(self) -> None:
         """End readers, capture, network; seal and store what was open. Twice is harmless."""
-        for reader in self._readers:
-            reader.close()
-        self.capture.close()
+        _end(self._readers.values())
+        self.capture.close(CAPTURE_STOP_S)
+        if self.capture.is_alive:
+            _log.error("capture did not end", extra={"waited_s": CAPTURE_STOP_S})
         self.agent.finish()
-        self.uplink.close()
+        self.uplink.close(UPLINK_STOP_S)
         self._store.close()
 
-    def _lanes(self) -> list[tuple[str, bool]]:
-        return [
-            ("capture", self.capture.is_alive),
-            ("network", self.uplink.is_alive),
-            *((f"bus {reader.name}", reader.is_alive) for reader in self._readers),
-        ]
+    def _wire(self, parts: Parts) -> None:
+        """Make of the files what is made anew when they change."""
+        self._binding = parts.binding
+        self._consent = Consent(
+            self._store,
+            vehicle=self._config.vehicle.id,
+            catalogue=parts.catalogue,
+            trust=parts.trust,
+            binding=parts.binding,
+            named_buses=parts.named_buses,
+        )
+        self.agent = Agent(
+            vehicle=self._config.vehicle.id,
+            device=parts.device,
+            store=self._store,
+            consent=self._consent,
+            uplink=self.uplink,
+            swap=self.capture.swap,
+            clock=self._clock,
+        )
+
+    def _renew(self, parts: Parts) -> None:
+        """Make the agent lane anew; what comes meanwhile is held for the new one."""
+        with self._door:
+            self._held = []
+        before = self.agent
+        before.turn(0.0)  # What came before is handled under the old files.
+        self._wire(parts)
+        self.agent.counts.update(before.counts)
+        self.agent.restore()
+        if self.uplink.publish_status("online"):
+            self.agent.post(Connected())  # The new lane has not heard of it.
+        with self._door:
+            for event in self._held:
+                self.agent.post(event)
+            self._held = None
+
+    def _reader(self, bus: Bus) -> PyCanReader:
+        return PyCanReader(
+            bus.name,
+            interface=bus.interface,
+            channel=bus.channel,
+            options=bus.options,
+            sink=self.capture.put,
+        )
 
     def _on_batches(self, batches: list[Batch]) -> None:
-        self.agent.post(Batches(batches))
+        self._post(Batches(batches))
 
-    def _on_event(self, event: UplinkEvent) -> None:
-        self.agent.post(event)
+    def _post(self, event: Event) -> None:
+        with self._door:
+            if self._held is None:
+                self.agent.post(event)
+            else:
+                self._held.append(event)
 
 
-def run(config: Config, *, first_policy: bytes | None = None) -> None:
-    """Run the daemon until SIGTERM or SIGINT.
+def _source(bus: Bus) -> Source:
+    """Return what makes a reader another one when it changes."""
+    return bus.name, bus.interface, bus.channel, tuple(sorted(bus.options.items()))
 
-    Args:
-        config: The configuration.
-        first_policy: A signed policy to apply before anything starts, or None.
 
-    Raises:
-        AgentError: It could not start, or a lane died.
-    """
-    parts = load_parts(config)
-    for warning in parts.warnings:
-        _log.warning("check", extra={"finding": warning})
-    stop = threading.Event()
-    with Daemon(config, parts) as daemon:
-        if first_policy is not None:
-            daemon.install(first_policy)
+def _end(readers: Iterable[PyCanReader]) -> None:
+    """End readers side by side."""
+    ending = list(readers)
+    for reader in ending:
+        reader.stop()
+    for reader in ending:
+        reader.close()
 
-        def end(signum: int, _: object) -> None:
-            _log.info("stopping", extra={"signal": signal.Signals(signum).name})
-            stop.set()
-            daemon.wake()
 
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, end)
-        daemon.start()
-        _log.info("running", extra={"vehicle": config.vehicle.id, "buses": len(config.bus)})
-        daemon.run(stop)
+def _check_fixed(before: Config, after: Config) -> None:
+    """Raise ConfigError where a setting changed that only a restart can take up."""
+    changed = [name for name in _FIXED if getattr(before, name) != getattr(after, name)]
+    if before.vehicle.id != after.vehicle.id:
+        changed.append("vehicle.id")
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)} changed, which a reload does not take up",
+            hint="systemctl restart consentry: frames wait in the kernel meanwhile",
+        )

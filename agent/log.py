@@ -37,9 +37,13 @@ def start_logging(level: str) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_EventFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    logging.getLogger().handlers[:] = [handler]
+    set_level(level)
     # Libraries speak of frames and packets at their lower levels.
     for noisy in ("can", "paho", "cantools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Let through lines from this level on: debug, info, warning or error."""
+    logging.getLogger().setLevel(level.upper())

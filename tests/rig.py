@@ -1,8 +1,10 @@
 """A whole vehicle for tests: the daemon's own wiring on a virtual bus and a real broker."""
 
+import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ class Rig:
         self.dbcs: list[Path] = [folder / "car.dbc"]
         self.mapping = folder / "car.vspec"
         self.max_age_s = 60.0
+        self._asks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         (folder / "car.dbc").write_bytes(car.DBC)
         self.mapping.write_bytes(car.MAPPING)
         cloud.write_files(folder)
@@ -102,7 +105,9 @@ class Rig:
                     daemon.start()
                     found.append(daemon)
                     ready.set()
-                    daemon.run(stop)
+                    while not stop.is_set():
+                        daemon.turn()
+                        self._answer()
             except BaseException as exc:  # noqa: BLE001 - raised again below
                 failures.append(exc)
             finally:
@@ -122,6 +127,24 @@ class Rig:
             thread.join(WAIT_S)
         if failures:
             raise failures[0]
+
+    def reload(self, daemon: Daemon, **changes: Any) -> None:
+        """Let the daemon take up the files as they are now, in its own thread."""
+        config = self.config().model_copy(update=changes)
+        done: Future[None] = Future()
+        self._asks.put((lambda: daemon.reload(config, load_parts(config)), done))
+        daemon.wake()
+        done.result(WAIT_S)
+
+    def _answer(self) -> None:
+        while not self._asks.empty():
+            ask, done = self._asks.get()
+            try:
+                ask()
+            except BaseException as exc:  # noqa: BLE001 - raised where it was asked
+                done.set_exception(exc)
+            else:
+                done.set_result(None)
 
     def play(self, frames: Iterable[Frame]) -> int:
         """Send frames on the bus with their own times; return how many."""

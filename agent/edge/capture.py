@@ -75,12 +75,16 @@ class Capture:
         """Return what became of the values so far; it stays on the board."""
         return self._pipeline.counts()
 
-    def close(self) -> None:
-        """Take what lies in the queue, close the open batches, hand them over and end."""
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Take what lies in the queue, close the open batches, hand them over and end.
+
+        Args:
+            timeout_s: How long to wait for it.
+        """
         self._stop.set()
         self._wake()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)
+            self._thread.join(timeout_s)
 
     @property
     def is_alive(self) -> bool:

@@ -21,6 +21,8 @@ CHUNK = 256  # Frames handed over at once; bounds the time until a new plan is l
 POLL_S = 0.5  # How long a silent bus is waited for before the stop flag is looked at.
 MIN_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
+MOVE_S = 5.0  # The thread moves at least this often, also while it waits for an adapter.
+JOIN_S = 1.0  # A reader whose adapter hangs is not waited for: it has nothing that must be stored.
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class PyCanReader:
         """
         self.name = name
         self.reconnects = 0
+        self.turns = 0
         self._open: Callable[[], can.BusABC] = lambda: open_bus(interface, channel, options)
         self._sink = sink
         self._stop = threading.Event()
@@ -75,11 +78,15 @@ class PyCanReader:
         """Begin reading; the bus is opened in the reader's thread."""
         self._thread.start()
 
+    def stop(self) -> None:
+        """Ask the thread to end; `close` waits for it."""
+        self._stop.set()
+
     def close(self) -> None:
         """Stop reading and give the adapter back. Harmless when called twice."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout=POLL_S * 4)
+            self._thread.join(timeout=JOIN_S)
 
     @property
     def is_alive(self) -> bool:
@@ -99,15 +106,21 @@ class PyCanReader:
                         "bus lost", extra={"bus": self.name, "error": str(exc), "retry_s": pause_s}
                     )
                     self.reconnects += 1
-                    self._stop.wait(pause_s)
+                    self._pause(pause_s)
                     pause_s = min(pause_s * 2, MAX_PAUSE_S)
         except Exception as exc:  # noqa: BLE001 - the thread's top, see below
             # The thread's top: the daemon sees the dead lane and ends the process.
             self.failure = exc
             _log.exception("bus reader died", extra={"bus": self.name})
 
+    def _pause(self, left_s: float) -> None:
+        while left_s > 0 and not self._stop.wait(min(left_s, MOVE_S)):
+            left_s -= MOVE_S
+            self.turns += 1
+
     def _read(self, bus: can.BusABC) -> None:
         while not self._stop.is_set():
+            self.turns += 1
             message = bus.recv(timeout=POLL_S)
             chunk: list[Frame] = []
             try:

@@ -1,7 +1,7 @@
 """The unit that systemd runs us as: what we tell it, and the sockets that it keeps for us.
 
     READY=1 STATUS=…            policy and spool are open
-    WATCHDOG=1                  every lane has moved
+    WATCHDOG=1 STATUS=…         every lane has moved
     RELOADING=1 … READY=1       SIGHUP: the files are read anew
     STOPPING=1                  SIGTERM
     FDSTORE=1 FDNAME=… FDPOLL=0 keep this socket; its next owner finds it under the name
@@ -93,9 +93,9 @@ class Unit:
         """Say that we end."""
         self._tell("STOPPING=1", "STATUS=storing what is open")
 
-    def feed(self) -> bool:
-        """Feed the watchdog; False if it was not taken."""
-        return self._tell("WATCHDOG=1")
+    def feed(self, status: str) -> bool:
+        """Feed the watchdog, and say how we are; False if it was not taken."""
+        return self._tell("WATCHDOG=1", f"STATUS={status}")
 
     def keep(self, name: str, descriptor: int) -> None:
         """Let systemd keep a descriptor over restarts and crashes.
