@@ -11,9 +11,11 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import cantools
 import yaml
@@ -25,6 +27,7 @@ _LINE = re.compile(
     r"\((?P<t>\d+\.\d+)\)\s+(?P<bus>\S+)\s+(?P<id>[0-9A-Fa-f]+)#(?P<data>#[0-9A-F]|)(?P<hex>\S*)"
 )
 _EXTENDED_DIGITS = 8
+_YEAR_1990_US = 631_152_000 * 10**6
 _ERROR_FLAG = 0x2000_0000
 _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _NUMBERS = _INTEGERS | {"float", "double"}
@@ -134,6 +137,7 @@ class _Run:
         self._streams: list[_Stream] = []
         self._taken: list[tuple[int, _Stream, Any]] = []
         self._holding: list[_Stream] = []
+        self._is_dated: bool | None = None  # A recorder that counts from 0 knows no day.
         for grant in policy["grants"]:
             if grant.get("state", "active") != "active":
                 continue
@@ -165,6 +169,8 @@ class _Run:
 
     def frame(self, t_us: int, values: dict[str, Any]) -> None:
         """Hold one frame against every grant: first what is due by now, then its own values."""
+        if self._is_dated is None:
+            self._is_dated = t_us >= _YEAR_1990_US
         self.release(t_us)
         if not values:
             return
@@ -215,7 +221,10 @@ class _Run:
                 return False
             if not t_us < limits.get("exp", math.inf) * 10**6:
                 return False
-        return True
+        windows = stream.limits.get("windows")
+        if windows is None:
+            return True
+        return bool(self._is_dated) and any(_shows(window, t_us) for window in windows)
 
     def printed(self) -> list[Row]:
         """Return the rows in the order of (t, as taken)."""
@@ -231,6 +240,20 @@ class _Run:
             }
             for t_ms, stream, value in sorted(self._taken, key=lambda item: item[0])
         ]
+
+
+def _shows(window: Document, t_us: int) -> bool:
+    """Tell whether a wall clock in the window's zone shows a time in it."""
+    wall = datetime.fromtimestamp(t_us // 1_000_000, ZoneInfo(window["tz"]))
+    days: set[int] = set()
+    for part in window["days"].split(","):
+        low, _, high = part.partition("-")
+        days |= set(range(int(low), int(high or low) + 1))
+    clock, begin, end = f"{wall:%H:%M}", window["from"], window["to"]
+    today, yesterday = wall.isoweekday(), (wall - timedelta(days=1)).isoweekday()
+    if begin < end:
+        return today in days and begin <= clock < end
+    return (today in days and clock >= begin) or (yesterday in days and clock < end)
 
 
 def _limits(detail: Document, scope_class: Document) -> Document:

@@ -123,8 +123,14 @@ def command(  # noqa: PLR0913 - one argument per option
     if binding.outside:
         note(f"{len(binding.outside)} mapped paths are not in the catalogue and cannot be granted")
     note(f"catalogue {scopes.id} {scopes.version}, sha256 {scopes.sha256}")
-    replay = Replay(loaded.policy, scopes, binding, named_buses=sorted(set(buses.values())))
     with read_logs(logs) as recording:
+        replay = Replay(
+            loaded.policy,
+            scopes,
+            binding,
+            named_buses=sorted(set(buses.values())),
+            time_known=recording.absolute_time,
+        )
         for chunk in _chunks(recording, buses):
             replay.feed(chunk)
     replay.finish()
@@ -257,7 +263,10 @@ def _write_summary(file: IO[str], rows: list[PathReport], recording: Recording) 
 def _end(recording: Recording, rows: list[PathReport], form: str) -> int:
     """Say what a person should know about the run and return the exit status."""
     if not recording.absolute_time:
-        note("the log has no absolute time: it counts from 0, and so do nbf and exp against it")
+        note(
+            "the log has no absolute time: it counts from 0, and so do nbf and exp against it; "
+            "windows are closed"
+        )
     if form != "summary":
         frames = sum(report.frames for report in recording.reports)
         taken, blocked = sum(row.taken for row in rows), sum(bool(row.blocked) for row in rows)

@@ -18,10 +18,11 @@ from typing import Any
 from agent.core.catalogue import ScopeClass
 from agent.core.model import NS_PER_S
 from agent.core.strictjson import shown
+from agent.core.timewindow import TimeWindows, parse_time_windows
 from agent.errors import PolicyRejected
 
-ENFORCED = ("grid_deg", "min_interval_s", "once", "precise", "quantum")
-DEFERRED = ("aggregate", "windows")  # In the policy's language, not enforced by this version.
+ENFORCED = ("grid_deg", "min_interval_s", "once", "precise", "quantum", "windows")
+DEFERRED = ("aggregate",)  # In the policy's language, not enforced by this version.
 
 # Positions are printed with 7 decimals (about 1 cm): a finer grid would be no grid, and that is
 # only to be had with `precise: true`. Above 180 degrees a cell's centre is no position.
@@ -40,6 +41,7 @@ class Constraints:
         grid_deg: Edge of the cell to whose centre positions snap; None = no grid.
         precise: The grant asked in so many words for positions without a grid.
         once: One sample per path and grant id.
+        windows: When something may be taken; None = always.
     """
 
     min_interval_ns: int
@@ -47,6 +49,7 @@ class Constraints:
     grid_deg: float | None
     precise: bool
     once: bool
+    windows: TimeWindows | None = None
 
 
 def parse_constraints(
@@ -62,7 +65,7 @@ def parse_constraints(
 
     Raises:
         PolicyRejected: With reason `type`, `unknown-constraint`, `not-enforced`, `range`,
-            `contradiction` or `ceiling`.
+            `contradiction` or `ceiling`, or one of `parse_time_windows`.
     """
     place = f"grant {grant_id}, scope {scope}"
     if not isinstance(raw, dict):
@@ -105,6 +108,7 @@ def parse_constraints(
         grid_deg=None if grid_deg is None else float(grid_deg),
         precise=precise,
         once=once,
+        windows=parse_time_windows(raw["windows"], place) if "windows" in raw else None,
     )
 
 

@@ -117,7 +117,7 @@ class Pipeline:
 
     def swap(self, plan: Plan) -> None:
         """Put another plan in force, between two frames."""
-        kept = {(take.grant_id, take.rev) for take in plan.takes}
+        kept = {(grant.grant_id, grant.rev) for grant in plan.live}
         for batch in self._batches.values():
             take = batch.tracks[0].take
             if (take.grant_id, take.rev) in kept:

@@ -3,8 +3,10 @@
 Rules:
  * A signal that no live grant names is not in the plan, so it is never decoded; an id that is not
    in it costs one dictionary miss.
- * A plan is immutable and holds for a span of time in which no grant begins or ends; outside of it
-   nothing is taken. A new policy, or a new moment, makes a new plan; nobody edits one.
+ * A plan is immutable and holds for a span of time in which no grant begins or ends and no window
+   of a live grant opens or closes; outside of it nothing is taken. A new policy, or a new moment,
+   makes a new plan; nobody edits one.
+ * While the time is not known, windows are closed.
  * Compiling needs no I/O and no clock: equal inputs give equal plans.
  * Two grants for one signal are two takes, each under its own constraints.
  * A J1939 message is matched by its PGN (SAE J1939-21): priority and source address do not count,
@@ -103,6 +105,7 @@ class Plan:
         exact: bus -> canid_t -> taps; bus None stands for every bus that is not named.
         pgns: bus -> PGN -> source address -> taps; address None stands for all that are not named.
         skipped: What is granted but cannot be given.
+        closed: What is granted and could be given, but not in this span: its windows are closed.
     """
 
     from_ns: int
@@ -112,6 +115,7 @@ class Plan:
     exact: Mapping[str | None, Mapping[int, tuple[Tap, ...]]]
     pgns: Mapping[str | None, Mapping[int, Mapping[int | None, tuple[Tap, ...]]]]
     skipped: tuple[Skipped, ...]
+    closed: tuple[Skipped, ...] = ()
 
     def taps(self, bus: str, can_id: int) -> tuple[Tap, ...]:
         """Return what may be taken from this frame; () for most of them."""
@@ -152,6 +156,7 @@ def compile_plan(  # noqa: PLR0913 - what is compiled, and for when
     now_ns: int,
     named_buses: Iterable[str] = (),
     suspended: AbstractSet[str] = frozenset(),
+    time_known: bool = True,
 ) -> Plan:
     """Return what may be taken at `now_ns`, and until when that holds.
 
@@ -162,6 +167,7 @@ def compile_plan(  # noqa: PLR0913 - what is compiled, and for when
         now_ns: ns since the epoch.
         named_buses: Buses with bindings of their own; frames of all others follow bus None.
         suspended: Ids of grants that are stopped for another reason than the policy.
+        time_known: Whether `now_ns` can be relied on.
     """
     if policy is None:
         return empty_plan()
@@ -171,21 +177,29 @@ def compile_plan(  # noqa: PLR0913 - what is compiled, and for when
     for bound in binding.bound:
         by_path.setdefault(bound.vss.path, []).append(bound)
     skipped: list[Skipped] = []
+    closed: list[Skipped] = []
     takes: list[Take] = []
     wanted: list[tuple[Take, Bound, Detail]] = []
     for grant in live:
         for detail in grant.details:
+            shut = _reason_closed(detail, now_ns, time_known=time_known)
+            if detail.constraints.windows is not None and time_known:
+                opens_ns, turns_ns = detail.constraints.windows.span(now_ns)
+                from_ns, until_ns = max(from_ns, opens_ns), min(until_ns, turns_ns)
             for signal in catalogue.scopes[detail.scope].signals:
                 path = signal.path
                 reason = _reason_skipped(path, detail, binding, by_path)
                 if reason is not None:
                     skipped.append(Skipped(grant.grant_id, detail.scope, path, reason))
                     continue
+                if shut is not None:
+                    closed.append(Skipped(grant.grant_id, detail.scope, path, shut))
+                    continue
                 take = _take(grant, detail, by_path[path])
                 takes.append(take)
                 wanted += [(take, bound, detail) for bound in by_path[path]]
     exact, pgns = _gate(wanted, named_buses)
-    return Plan(from_ns, until_ns, live, tuple(takes), exact, pgns, tuple(skipped))
+    return Plan(from_ns, until_ns, live, tuple(takes), exact, pgns, tuple(skipped), tuple(closed))
 
 
 def _span(policy: Policy, now_ns: int) -> tuple[int, int]:
@@ -210,6 +224,14 @@ def _reason_skipped(
     if path in by_path:
         return None
     return binding.disabled.get(path, "not in this vehicle's mapping")
+
+
+def _reason_closed(detail: Detail, now_ns: int, *, time_known: bool) -> str | None:
+    """Say why nothing of a scope may be taken at this time of day, or None where it may."""
+    windows = detail.constraints.windows
+    if windows is None or (time_known and windows.is_open(now_ns)):
+        return None
+    return "outside its windows" if time_known else "its windows are closed: the time is not known"
 
 
 def _take(grant: Grant, detail: Detail, bounds: list[Bound]) -> Take:

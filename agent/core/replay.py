@@ -3,8 +3,9 @@
 Rules:
  * What comes out is exactly what the daemon would seal: the same plan, gate, transform and
    sampling.
- * The clock is the log's: `nbf` and `exp` are held against the time of each frame. What needs a
-   live vehicle (floor clock, `offline_s`, `aud`, local stop) does not apply.
+ * The clock is the log's: `nbf`, `exp` and windows are held against the time of each frame. What
+   needs a live vehicle (floor clock, `offline_s`, `aud`, local stop) does not apply.
+ * In a log without absolute time windows are closed: nobody knows when it was recorded.
  * A held change is taken when a granted frame, the end of a grant or the end of the log shows that
    its time has come: it must not matter in what portions the frames are fed.
  * Samples come in the order of (t, as taken), t in whole ms.
@@ -60,8 +61,19 @@ class Replay:
         binding: Binding,
         *,
         named_buses: Sequence[str] = (),
+        time_known: bool = True,
     ) -> None:
+        """Prepare.
+
+        Args:
+            policy: None: nothing is taken.
+            catalogue: What the policy's scopes mean.
+            binding: What the vehicle can give.
+            named_buses: Buses with bindings of their own.
+            time_known: Whether the log's times are those of the day on which it was recorded.
+        """
         self._policy = policy
+        self._time_known = time_known
         self._catalogue = catalogue
         self._binding = binding
         self._named_buses = tuple(named_buses)
@@ -71,6 +83,7 @@ class Replay:
         self._counts: dict[tuple[str, str], TakeCounts] = {}
         self._takes: dict[tuple[str, str], Take] = {}
         self._skipped: dict[tuple[str, str], Skipped] = {}
+        self._closed: dict[tuple[str, str], Skipped] = {}
         self._seen: Counter[tuple[str, int]] = Counter()
         self._now_ns: int | None = None
 
@@ -126,11 +139,11 @@ class Replay:
             for key, take in self._takes.items()
         ]
         granted = {take.path for take in self._takes.values()}
-        rows += [
-            self._skipped_row(skipped, frames.get(skipped.path, 0))
-            for skipped in self._skipped.values()
-        ]
-        granted |= {skipped.path for skipped in self._skipped.values()}
+        never = self._skipped | {
+            key: closed for key, closed in self._closed.items() if key not in self._takes
+        }
+        rows += [self._skipped_row(item, frames.get(item.path, 0)) for item in never.values()]
+        granted |= {item.path for item in never.values()}
         for bound in {b.vss.path: b for b in self._binding.bound}.values():
             if bound.vss.path not in granted:
                 rows.append(self._blocked_row(bound, frames.get(bound.vss.path, 0)))
@@ -149,6 +162,7 @@ class Replay:
                 self._binding,
                 now_ns=t_ns,
                 named_buses=self._named_buses,
+                time_known=self._time_known,
             )
             self._plans.append(plan)
         self._tick(t_ns)
@@ -156,6 +170,7 @@ class Replay:
         self._pipeline.swap(plan)
         self._takes |= {(take.grant_id, take.path): take for take in plan.takes}
         self._skipped |= {(item.grant_id, item.path): item for item in plan.skipped}
+        self._closed |= {(item.grant_id, item.path): item for item in plan.closed}
 
     def _tick(self, t_ns: int) -> None:
         self._pipeline.tick(t_ns)

@@ -3,9 +3,11 @@
 import gzip
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -60,6 +62,28 @@ def _grant(grant_id: str, recipient: str, by_class: Mapping[str, Document]) -> D
     }
 
 
+def _minutes_of(zone: str, *moments_s: int) -> list[str]:
+    return [f"{datetime.fromtimestamp(t_s, ZoneInfo(zone)):%H:%M}" for t_s in moments_s]
+
+
+def _windowed(first_s: int, last_s: int) -> Document:
+    """Give scopes within windows that open and close during the log; odd ones in other zones."""
+    middle_s, spare_s = (first_s + last_s) // 2, 90
+    halves = []
+    for zone, begin_s, end_s in (
+        ("Asia/Kathmandu", first_s - spare_s, middle_s),
+        ("America/St_Johns", middle_s + spare_s, last_s + spare_s),
+    ):
+        begin, end = _minutes_of(zone, begin_s, end_s)
+        halves.append([{"days": "1-7", "from": begin, "to": end, "tz": zone}])
+    both = [*halves[0], *halves[1]]
+    kinds = [{}, {"windows": halves[0]}, {"windows": halves[1]}, {"windows": both}]
+    grant = _grant("gr_windows", "fleet", _LOOSEST)
+    for number, detail in enumerate(grant["details"]):
+        detail["constraints"] = detail["constraints"] | kinds[number % len(kinds)]
+    return _policy(grant, _grant("gr_1", "insurer", {}))
+
+
 def _policy(*grants: Document, **members: Any) -> Document:
     recipients = {name: {"name": name} for name in ("fleet", "insurer")}
     return {"recipients": recipients, "grants": list(grants), **members}
@@ -78,6 +102,7 @@ def _policies(first_s: int, last_s: int) -> dict[str, Document]:
             _grant("gr_2", "insurer", _QUANTUM_ONLY), _grant("gr_1", "fleet", _LOOSEST)
         ),
         "from and until": _policy(early, late, exp=first_s + 2 * third),
+        "windows": _windowed(first_s, last_s),
     }
 
 

@@ -284,11 +284,11 @@ REFUSED: dict[str, tuple[Callable[[Cloud], str], str]] = {
     "a bad signature": (foreign_key, "signature"),
     "plain JSON": (lambda c: json.dumps(c.document | {"ver": 9}), "unsigned"),
     "an unknown member": (lambda c: c.token(c.document | {"ver": 9, "extra": 1}), "unknown-member"),
-    "a constraint not enforced yet": (
+    "a constraint that is not understood": (
         lambda c: c.token(
-            c.document | {"ver": 9, "grants": [c.grant({"read_odometer": {"windows": []}})]}
+            c.document | {"ver": 9, "grants": [c.grant({"read_odometer": {"jitter_s": 1}})]}
         ),
-        "not-enforced",
+        "unknown-constraint",
     ),
     "garbage": (lambda _: "garbage", "token"),
 }

@@ -106,13 +106,25 @@ def test_grid_and_precise_are_accepted_where_there_is_nothing_to_blur() -> None:
     assert parse("usage", precise=True).grid_deg is None
 
 
-@pytest.mark.parametrize("name", ["aggregate", "windows"])
+@pytest.mark.parametrize("name", ["aggregate"])
 def test_what_is_not_enforced_yet_rejects_the_policy(name: str) -> None:
     refused = refusal("location", **{name: []})
 
     assert refused.reason == "not-enforced"
     assert "not enforced by this version" in refused.message
     assert name in refused.message
+
+
+def test_windows_are_read_with_grant_and_scope_named() -> None:
+    office = {"days": "1-5", "from": "07:00", "to": "19:00", "tz": "Europe/Berlin"}
+    found = parse("location", windows=[office]).windows
+
+    assert found is not None
+    assert found.windows[0].zone == "Europe/Berlin"
+    assert parse("location").windows is None
+    refused = refusal("location", windows=[{**office, "tz": "Mars/Olympus"}])
+    assert refused.reason == "unknown-zone"
+    assert all(fact in refused.message for fact in ("gr_1", "read_x", "Mars/Olympus"))
 
 
 @pytest.mark.parametrize("name", ["min_interval_ms", "", "Once", "max_samples"])

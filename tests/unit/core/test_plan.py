@@ -1,5 +1,7 @@
 """A policy compiled: who gets what from which frames, and until when."""
 
+from typing import Any
+
 import pytest
 
 from agent.core.binding import bind
@@ -184,3 +186,70 @@ def test_babbling_identifiers_change_nothing() -> None:
     times = taken(pipeline, [car.odometer(5, 1)])
 
     assert times == [5]
+
+
+OFFICE = {"days": "1-5", "from": "07:00", "to": "19:00", "tz": "Europe/Berlin"}
+TUESDAY_S = 1_795_474_800  # 2026-11-24 00:00 in Berlin.
+HOUR_NS = 3600 * NS_PER_S
+
+
+def _windowed(clock_h: float, **options: Any) -> Plan:
+    policy = car.policy(
+        {"g": {"read_odometer": {"windows": [OFFICE]}, "read_speedometer": {}}},
+        nbf=TUESDAY_S - 86_400,
+        exp=TUESDAY_S + 86_400,
+    )
+    now_ns = TUESDAY_S * NS_PER_S + round(clock_h * HOUR_NS)
+    return compile_plan(policy, car.catalogue(), car.binding(), now_ns=now_ns, **options)
+
+
+@pytest.mark.parametrize(
+    ("clock_h", "span_h", "paths"),
+    [
+        (6.5, (-5, 7), {"Vehicle.Speed"}),
+        (7, (7, 19), {"Vehicle.Speed", "Vehicle.TraveledDistance"}),
+        (18.999, (7, 19), {"Vehicle.Speed", "Vehicle.TraveledDistance"}),
+        (19, (19, 24), {"Vehicle.Speed"}),
+    ],
+)
+def test_a_plan_ends_when_a_window_opens_or_closes_and_leaves_out_what_is_closed(
+    clock_h: float, span_h: tuple[int, int], paths: set[str]
+) -> None:
+    """The grant stays live with one of its scopes; Monday's window closed five hours before."""
+    made = _windowed(clock_h)
+
+    midnight_ns = TUESDAY_S * NS_PER_S
+    assert (made.from_ns, made.until_ns) == tuple(midnight_ns + h * HOUR_NS for h in span_h)
+    assert {take.path for take in made.takes} == paths
+    assert [grant.grant_id for grant in made.live] == ["g"]
+    closed = {(item.scope, item.path, item.reason) for item in made.closed}
+    assert closed == (
+        set()
+        if len(paths) == 2
+        else {("read_odometer", "Vehicle.TraveledDistance", "outside its windows")}
+    )
+    assert not any(item.path == "Vehicle.TraveledDistance" for item in made.skipped)
+
+
+def test_windows_are_closed_while_the_time_is_not_known() -> None:
+    made = _windowed(12, time_known=False)
+
+    assert {take.path for take in made.takes} == {"Vehicle.Speed"}
+    assert [item.reason for item in made.closed] == [
+        "its windows are closed: the time is not known"
+    ]
+    assert (made.from_ns, made.until_ns) == (
+        (TUESDAY_S - 86_400) * NS_PER_S,
+        (TUESDAY_S + 86_400) * NS_PER_S,
+    )
+
+
+def test_windows_of_a_grant_that_is_not_live_do_not_end_a_plan() -> None:
+    policy = car.policy(
+        {"g": {"read_odometer": {"windows": [OFFICE]}}, "h": {"read_speedometer": {}}},
+        g={"state": "paused"},
+    )
+
+    made = compile_plan(policy, car.catalogue(), car.binding(), now_ns=TUESDAY_S * NS_PER_S)
+
+    assert made.until_ns - made.from_ns > 1 << 100

@@ -435,7 +435,7 @@ def forged_payloads() -> list[Forged]:
             of(put(*LOCATION, "max_samples", value=1)),
         ),
         (
-            *("constraint of a later version", "PolicyRejected", "not-enforced"),
+            *("window without a zone", "PolicyRejected", "missing-member"),
             of(put(*LOCATION, "windows", value=[{"days": "1-5", "from": "07:00", "to": "19:00"}])),
         ),
         (
