@@ -10,7 +10,7 @@ Rules:
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    model_validator,
 )
 
 from agent.errors import ConfigError
@@ -125,6 +126,36 @@ class Control(_Section):
     may_look: Annotated[tuple[str, ...], Field(strict=False)] = ("root", "@consentry")
 
 
+class Switch(_Section):
+    """The vehicle's privacy switch: a file, or a CAN signal. It can only restrict."""
+
+    file: _File | None = None
+    """A GPIO line's `value`, or any file of one word."""
+    active: Annotated[str, Field(min_length=1)] = "1"
+    """What the file holds while nothing may be collected."""
+    inactive: Annotated[str, Field(min_length=1)] = "0"
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+    signal: Annotated[str, Field(pattern=r"^[^.\s]+\.[^.\s]+$")] | None = None
+    """`Message.Signal` of a DBC file of `bus`."""
+    bus: _Id | None = None
+    private: Annotated[tuple[float, ...], Field(strict=False)] = ()
+    """The signal's physical values while nothing may be collected."""
+    max_age_s: _Seconds = 60.0
+    """The signal's state is not known any more when it was not heard for longer."""
+    on_fault: Literal["stop", "ignore"] = "stop"
+    """What holds while the switch's state is not known."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.file is not None and self.signal is not None:
+            raise ValueError("name a file or a signal, not both")
+        if self.signal is not None and (self.bus is None or not self.private):
+            raise ValueError("a signal needs its bus and the values that mean private")
+        if self.active == self.inactive:
+            raise ValueError("active and inactive must differ")
+        return self
+
+
 class Log(_Section):
     """What goes to stderr, where journald keeps it."""
 
@@ -142,6 +173,7 @@ class Config(_Section):
     batch: Batch = Batch()
     time: Time = Time()
     control: Control = Control()
+    switch: Switch = Switch()
     log: Log = Log()
 
 
@@ -191,6 +223,11 @@ def parse_config(raw: dict[str, Any], folder: Path, *, name: str = "agent.toml")
         )
     if len(set(names)) != len(names):
         raise ConfigError(f"{name}: two buses have one name", hint="give each its own name")
+    if config.switch.signal is not None and config.switch.bus not in names:
+        raise ConfigError(
+            f"{name}: switch.bus is {config.switch.bus}, expected one of {', '.join(names)}",
+            hint="it is the name of the [[bus]] that carries the switch",
+        )
     return config
 
 

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from agent.config import Bus, Config
+from agent.config import Bus, Config, Control, Switch
 from agent.core.binding import Binding, bind, merge
 from agent.core.catalogue import Catalogue
 from agent.core.cose import DeviceKey
 from agent.core.jws import Trust
+from agent.core.permission import Permissions
+from agent.core.switch import SwitchSignal, find_switch
 from agent.edge.files import load_catalogue, load_dbc, load_mapping, load_trust
 from agent.edge.keys import client_tls, load_device_key
+from agent.edge.people import find_group, find_permissions
 from agent.edge.uplink import UplinkConfig
 from agent.errors import AgentError, ConfigError
 from agent.resources import shipped
@@ -30,6 +33,9 @@ class Parts:
     """What the files of a configuration amount to.
 
     Attributes:
+        permissions: Who may ask what over the control socket.
+        control_group: The group of its file, or None: the agent's own.
+        switch: The privacy switch on CAN, where there is one.
         warnings: Sentences for the user: repairs of DBC files, unusable mapping entries.
     """
 
@@ -39,6 +45,9 @@ class Parts:
     trust: Trust
     device: DeviceKey
     uplink: UplinkConfig
+    permissions: Permissions
+    control_group: int | None
+    switch: SwitchSignal | None
     warnings: tuple[str, ...]
 
 
@@ -77,14 +86,24 @@ def load_parts(config: Config) -> Parts:
     catalogue = faults.keep(
         lambda: load_catalogue(config.vehicle.catalogue or shipped("config/catalogue.json"))
     )
-    buses = [_bus(bus, catalogue, faults) for bus in config.bus]
+    buses = [_bus(bus, config.switch, catalogue, faults) for bus in config.bus]
     device = faults.keep(lambda: load_device_key(config.keys.device))
     trust = faults.keep(lambda: load_trust(config.vehicle.trust))
     uplink = faults.keep(lambda: _uplink_config(config))
-    if catalogue is None or device is None or trust is None or uplink is None or faults.found:
+    permissions = faults.keep(lambda: _permissions(config.control))
+    group = config.control.group
+    control_group = None if group is None else faults.keep(lambda: find_group(group))
+    if (  # The first five only tell the type checker what the last one means.
+        catalogue is None
+        or device is None
+        or trust is None
+        or uplink is None
+        or permissions is None
+        or faults.found
+    ):
         raise faults.all()
-    binding = merge([binding for binding, _ in buses if binding is not None])
-    repairs = [line for _, lines in buses for line in lines]
+    binding = merge([bus.binding for bus in buses if bus.binding is not None])
+    repairs = [line for bus in buses for line in bus.repairs]
     return Parts(
         catalogue=catalogue,
         binding=binding,
@@ -92,21 +111,50 @@ def load_parts(config: Config) -> Parts:
         trust=trust,
         device=device,
         uplink=uplink,
+        permissions=permissions,
+        control_group=control_group,
+        switch=next((bus.switch for bus in buses if bus.switch is not None), None),
         warnings=tuple(dict.fromkeys([*repairs, *binding.warnings])),
     )
 
 
-def _bus(
-    bus: Bus, catalogue: Catalogue | None, faults: _Faults
-) -> tuple[Binding | None, list[str]]:
-    """Return what a bus can give, if its files can be used, and what had to be repaired."""
+@dataclass(frozen=True, slots=True)
+class _BusParts:
+    """What a bus can give, if its files can be used, and what had to be repaired."""
+
+    binding: Binding | None
+    switch: SwitchSignal | None
+    repairs: tuple[str, ...]
+
+
+def _bus(bus: Bus, switch: Switch, catalogue: Catalogue | None, faults: _Faults) -> _BusParts:
     dbcs = [faults.keep(partial(load_dbc, path)) for path in bus.dbc]
     mapping = faults.keep(lambda: load_mapping(bus.mapping))
     usable = [dbc for dbc in dbcs if dbc is not None]
-    repairs = [f"{dbc.name}: {line}" for dbc in usable for line in dbc.told()]
+    repairs = tuple(f"{dbc.name}: {line}" for dbc in usable for line in dbc.told())
     if catalogue is None or mapping is None or len(usable) < len(dbcs):
-        return None, repairs
-    return faults.keep(lambda: bind(mapping, usable, catalogue, bus=bus.name)), repairs
+        return _BusParts(None, None, repairs)
+    signal = switch.signal if switch.bus == bus.name else None
+    return _BusParts(
+        faults.keep(lambda: bind(mapping, usable, catalogue, bus=bus.name)),
+        None
+        if signal is None
+        else faults.keep(
+            lambda: find_switch(usable, bus=bus.name, signal=signal, private=switch.private)
+        ),
+        repairs,
+    )
+
+
+def _permissions(control: Control) -> Permissions:
+    lists = {
+        "may_pause": control.may_pause,
+        "may_resume": control.may_resume,
+        "may_look": control.may_look,
+    }
+    default = Control()
+    changed = [key for key, names in lists.items() if names != getattr(default, key)]
+    return find_permissions(lists, written=changed)
 
 
 def _uplink_config(config: Config) -> UplinkConfig:

@@ -60,6 +60,13 @@ def is_numeric(datatype: str) -> bool:
     return datatype in INTEGER_RANGES or datatype in FLOAT_TYPES
 
 
+def first_reserved(field: Field) -> int | None:
+    """Return the raw value from which a J1939 signal is no measurement (SAE J1939-71 table 1)."""
+    if field.is_j1939 and not field.is_signed and not field.is_float and field.length >= 8:
+        return _J1939_RESERVED << (field.length - 8)
+    return None
+
+
 def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at the call
     field: Field,
     entry: Entry,
@@ -114,9 +121,8 @@ class _Writer:
         self._field = field
         self._names: dict[str, object] = {drop.name: drop for drop in Drop}
         self._lines: list[str] = []
-        unsigned = not field.is_signed and not field.is_float
-        if field.is_j1939 and unsigned and field.length >= 8:
-            limit = _J1939_RESERVED << (field.length - 8)
+        limit = first_reserved(field)
+        if limit is not None:
             self.line("if raw >= RESERVED: return NOT_AVAILABLE", RESERVED=limit)
 
     def line(self, text: str, **names: object) -> None:

@@ -5,6 +5,9 @@ Rules:
  * A new plan is swapped in between two chunks, without a lock: `swap` leaves it at the door.
  * While chunks lie in the queue, time is that of the frames and not the clock's: how far the thread
    lags behind must not decide which of two changes is taken.
+ * The privacy switch on CAN, where there is one, is obeyed here and at once: nothing is taken of
+   the frame that turns it to private, or of those behind it. What lay in open batches is dropped,
+   as with any stop.
  * The queue of chunks is bounded. When the thread cannot keep up, the newest chunk is dropped and
    its frames are counted: the readers never block, so they lose nothing silently.
 """
@@ -17,7 +20,8 @@ from collections.abc import Callable
 
 from agent.core.model import NS_PER_S, Batch, Frame
 from agent.core.pipeline import Pipeline, TakeCounts
-from agent.core.plan import Plan
+from agent.core.plan import Plan, empty_plan
+from agent.core.switch import SignalSwitch
 
 MAX_CHUNKS = 4096  # A second of a saturated bus is about 20 chunks.
 TICK_NS = NS_PER_S  # Held changes and old batches are looked at this often.
@@ -34,6 +38,8 @@ class Capture:
         *,
         on_batches: Callable[[list[Batch]], None],
         clock: Callable[[], int],
+        switch: SignalSwitch | None = None,
+        on_switch: Callable[[bool], None] = lambda _: None,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -41,8 +47,15 @@ class Capture:
             pipeline: Owned by this lane from now on.
             on_batches: Gets closed batches, oldest first, in this lane's thread.
             clock: ns since the epoch, the same clock as the frames'.
+            switch: The privacy switch on CAN; owned by this lane from now on.
+            on_switch: Gets what the switch says at the start and whenever it turns, True for
+                private, in this lane's thread and after it has been obeyed.
         """
         self._pipeline = pipeline
+        self._switch = switch
+        self._on_switch = on_switch
+        self._is_private = False
+        self._given = pipeline.plan  # What holds while the switch does not say private.
         self._on_batches = on_batches
         self._clock = clock
         self._chunks: queue.Queue[list[Frame] | None] = queue.Queue(MAX_CHUNKS)
@@ -99,6 +112,8 @@ class Capture:
 
     def _run(self) -> None:
         try:
+            if self._switch is not None:
+                self._obey(is_private=self._switch.is_private)
             while not (self._stop.is_set() and self._chunks.empty()):
                 self._turn()
             self._pipeline.tick(self._clock())
@@ -115,19 +130,39 @@ class Capture:
         except queue.Empty:
             frames = None
         while self._plans:
-            self._pipeline.swap(self._plans.popleft())
+            self._given = self._plans.popleft()
+            if not self._is_private:
+                self._pipeline.swap(self._given)
         if frames:
             self.frames += len(frames)
-            self._pipeline.feed(frames)
+            if self._switch is None:
+                self._pipeline.feed(frames)
+            else:
+                self._feed_by_switch(frames, self._switch)
         now_ns = self._clock()
         if now_ns - self._ticked_ns >= TICK_NS or now_ns < self._ticked_ns:
             if self._chunks.empty():
                 self._pipeline.tick(now_ns)
             elif frames:
                 self._pipeline.tick(min(now_ns, frames[-1][0]))
+            if self._switch is not None and self._chunks.empty() and self._switch.tick(now_ns):
+                self._obey(is_private=self._switch.is_private)
             self._ticked_ns = now_ns
         self.turns += 1
         self._hand_over()
+
+    def _feed_by_switch(self, frames: list[Frame], switch: SignalSwitch) -> None:
+        fed = 0
+        for index, is_private in switch.cuts(frames):
+            self._pipeline.feed(frames[fed:index])
+            self._obey(is_private=is_private)
+            fed = index
+        self._pipeline.feed(frames[fed:])
+
+    def _obey(self, *, is_private: bool) -> None:
+        self._is_private = is_private
+        self._pipeline.swap(empty_plan() if is_private else self._given)
+        self._on_switch(is_private)
 
     def _hand_over(self) -> None:
         batches = self._pipeline.drain()

@@ -22,7 +22,7 @@ def find_permissions(
 
     Args:
         lists: `may_pause`, `may_resume` and `may_look`, each with its names.
-        written: Those of the three that stand in the file, and are not defaults.
+        written: Those of the three that the user wrote, and are not the default.
 
     Raises:
         ConfigError: Names that this machine does not know; all of them are told at once.

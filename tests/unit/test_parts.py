@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from agent.config import Config, parse_config
+from agent.core.permission import People
 from agent.errors import AgentError, ConfigError, DbcError
 from agent.parts import load_parts
 from tests import car
@@ -76,3 +77,43 @@ def test_a_file_that_two_buses_share_is_told_once(folder: Path) -> None:
         load_parts(two)
 
     assert told.value.message.startswith("2 things")
+
+
+def test_the_privacy_switch_is_looked_for_on_its_bus(folder: Path) -> None:
+    switch = {"signal": "SPEED.Counter", "bus": "can0", "private": [1]}
+
+    found = load_parts(with_sections(folder, switch=switch)).switch
+
+    assert found is not None
+    assert (found.bus, found.can_id, found.private) == ("can0", car.SPEED_ID, {1})
+    assert load_parts(config(folder)).switch is None
+
+
+def test_who_may_ask_and_the_group_of_the_socket_are_numbers(folder: Path) -> None:
+    control = {"may_pause": ["root", "@daemon"], "may_look": [], "group": "daemon"}
+
+    parts = load_parts(with_sections(folder, control=control))
+
+    assert parts.permissions.may_pause == People(frozenset({0}), frozenset({1}))
+    assert parts.permissions.may_look == People()
+    assert 0 in parts.permissions.may_resume.uids
+    assert parts.control_group == 1
+
+
+def test_names_that_nobody_has_are_told_with_the_other_faults(folder: Path) -> None:
+    with pytest.raises(ConfigError) as told:
+        load_parts(
+            with_sections(
+                folder,
+                control={"may_pause": ["no-such-user"], "group": "no-such-group"},
+                switch={"signal": "SPEED.Gear", "bus": "can0", "private": [1]},
+            )
+        )
+
+    for part in ("no user no-such-user", "no group no-such-group", "has SPEED.Gear"):
+        assert part in told.value.message
+
+
+def with_sections(folder: Path, **sections: Any) -> Config:
+    made = config(folder).model_dump(exclude={"control", "switch", "time", "state"}, mode="json")
+    return parse_config(made | sections, folder)

@@ -113,7 +113,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in table.items():
-        if name == "bus":
+        if name == "bus" and isinstance(value, list):
             found |= flat(value[0], "bus.")
         elif isinstance(value, dict) and name != "options":
             found |= flat(value, f"{prefix}{name}.")
