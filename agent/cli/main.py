@@ -22,6 +22,7 @@ _COMMANDS = {
     "keys": "Make keys for policies, devices and recipients.",
     "open": "Open envelopes with a recipient's key.",
     "pause": "Stop collecting and publishing at once, at the vehicle.",
+    "play": "Put recorded logs onto a bus, for engineers.",
     "policy": "Write, sign and verify policies.",
     "receive": "Receive and open a recipient's envelopes from a broker.",
     "replay": "Print what would leave the vehicle for recorded logs.",
@@ -30,7 +31,7 @@ _COMMANDS = {
     "run": "Run the agent.",
     "status": "Show how the running agent is.",
 }
-_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it.
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it.
 
 
 class _Commands(click.Group):
@@ -80,7 +81,7 @@ def run(args: list[str]) -> int:
         click.echo(f"hint: {shown} --help shows the usage", err=True)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`… | head`). Keep Python from complaining again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -120,3 +120,18 @@ def write_samples(
     dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
     for sample in samples:
         file.write(dumps(row_of(sample)) + "\n")
+
+
+def channel_names(pairs: Sequence[str]) -> dict[str, str]:
+    """Return a log's channel -> bus, as `--channel NAME=BUS` says it.
+
+    Raises:
+        click.UsageError: A pair is none.
+    """
+    buses: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, bus = pair.partition("=")
+        if not (name and equals and bus):
+            raise click.UsageError(f"--channel {pair}: expected NAME=BUS, such as can0=body")
+        buses[name] = bus
+    return buses

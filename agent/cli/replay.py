@@ -14,7 +14,7 @@ from typing import IO
 import click
 
 from agent.cli.main import EXIT_OK, fail
-from agent.cli.output import note, result_file, warn, write_json, write_samples
+from agent.cli.output import channel_names, note, result_file, warn, write_json, write_samples
 from agent.core.binding import Binding, bind, merge
 from agent.core.catalogue import Catalogue
 from agent.core.dbc import DbcFile
@@ -116,7 +116,7 @@ def command(  # noqa: PLR0913 - one argument per option
 
         ensure_bokeh()  # Before the replay, which may take minutes.
     scopes = load_catalogue(catalogue or shipped("config/catalogue.json"))
-    buses = _channels(channels)
+    buses = channel_names(channels)
     binding = _bind(load_mapping(mapping), _load_dbcs(dbcs, buses), scopes, buses)
     loaded = load_policy(policy, scopes, trust=load_trust(trust) if trust else None)
     warn([*binding.warnings, *loaded.warnings])
@@ -145,16 +145,6 @@ def command(  # noqa: PLR0913 - one argument per option
     if report is not None:
         write_report(report, replay.samples(), rows, title=", ".join(log.name for log in logs))
     return _end(recording, rows, form)
-
-
-def _channels(pairs: Sequence[str]) -> dict[str, str]:
-    buses: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, bus = pair.partition("=")
-        if not (name and equals and bus):
-            raise click.UsageError(f"--channel {pair}: expected NAME=BUS, such as can0=body")
-        buses[name] = bus
-    return buses
 
 
 def _load_dbcs(dbcs: Sequence[str], buses: dict[str, str]) -> list[tuple[str | None, DbcFile]]:

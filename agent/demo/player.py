@@ -124,11 +124,12 @@ class Player:
                     return
                 if self._clock.wait_until(self._start_ns + passed_ns, self._stop):
                     return
-                send(_message(self._start_ns + passed_ns, can_id, data))
+                send(message_of(self._start_ns + passed_ns, can_id, data))
                 self.sent += 1
 
 
-def _message(t_ns: int, can_id: int, data: bytes) -> can.Message:
+def message_of(t_ns: int, can_id: int, data: bytes) -> can.Message:
+    """Return a frame as python-can sends it."""
     return can.Message(
         timestamp=t_ns / NS_PER_S,
         arbitration_id=can_id & CAN_EFF_MASK,
