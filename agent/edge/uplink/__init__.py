@@ -1,7 +1,5 @@
-"""MQTT over TLS: envelopes out, policies in, behind a narrow interface."""
+"""MQTT 5 over TLS: envelopes out, policies in, behind a narrow interface."""
 
-from agent.edge.uplink.dial import Proxy
-from agent.edge.uplink.tls import TlsSource
 from agent.edge.uplink.uplink import Uplink
 from agent.edge.uplink.value import (
     Connected,
@@ -20,9 +18,7 @@ __all__ = [
     "Disconnected",
     "PolicyArrived",
     "PolicyToken",
-    "Proxy",
     "Refused",
-    "TlsSource",
     "Uplink",
     "UplinkConfig",
     "UplinkEvent",
