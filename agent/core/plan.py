@@ -25,7 +25,7 @@ from agent.core.policy import Detail, Grant, GrantState, Policy
 from agent.core.transform import INTEGER_RANGES, Drop, compile_transform
 
 _ALTITUDE = "Altitude"
-_GRIDDED = ("Latitude", "Longitude")
+GRIDDED = ("Latitude", "Longitude")
 _SOURCE_MASK = 0xFF
 _PDU2_FIRST_FORMAT = 240  # SAE J1939-21 5.2.3: below it the PDU specific byte is a destination.
 
@@ -277,7 +277,7 @@ class _TapBuilder:
 
     def add(self, take: Take, bound: Bound, detail: Detail) -> None:
         limits = detail.constraints
-        gridded = bound.vss.path.rpartition(".")[2] in _GRIDDED
+        gridded = bound.vss.path.rpartition(".")[2] in GRIDDED
         transform = compile_transform(
             bound.field,
             bound.entry,
