@@ -11,6 +11,7 @@ Rules:
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,12 @@ def segment_paths(directory: Path) -> list[Path]:
         return []
 
 
+def read_segment(path: Path) -> Iterator[bytes]:
+    """Yield a segment's lines with their line feeds; the last may lack it."""
+    with path.open("rb") as file:
+        yield from file
+
+
 def first_line(path: Path) -> bytes | None:
     """Return the first line without its line feed, or None if it is not complete."""
     with path.open("rb") as file:
@@ -75,8 +82,8 @@ def open_segment(path: Path) -> int:
     return os.open(path, _APPEND)
 
 
-def create_segment(directory: Path, first: int, line: bytes) -> tuple[Path, int]:
-    """Create a segment with its first line, on disk; return it and a descriptor that appends.
+def create_segment(directory: Path, first: int, line: bytes) -> int:
+    """Create a segment with its first line, on disk, and return a descriptor that appends to it.
 
     Raises:
         OSError: The disk refused; there is no such segment.
@@ -94,7 +101,7 @@ def create_segment(directory: Path, first: int, line: bytes) -> tuple[Path, int]
         with suppress(OSError):
             path.unlink()
         raise
-    return path, fd
+    return fd
 
 
 def write_all(fd: int, data: bytes) -> None:
