@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
 
-.PHONY: help venv demo test test-unit check format lock bench test-matrix test-vm clean
+.PHONY: help venv demo test test-unit check format lock bench test-matrix test-vm wheel clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -47,6 +47,9 @@ test-matrix: ## Run the unit tests on every installed Python of 3.11, 3.12, 3.13
 test-vm: venv ## Run the tests that need a kernel with CAN and systemd, in a guest (root builds it once).
 	@tests/vm/run uml $(PYTEST_ARGS)
 	@tests/vm/run qemu $(PYTEST_ARGS)
+
+wheel: venv ## Build the wheel into dist.
+	@$(BIN)/python -m hatchling build -t wheel
 
 clean: ## Remove what was made here.
 	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis dist build

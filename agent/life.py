@@ -75,12 +75,16 @@ def run(config: Config, *, reread: Callable[[], Config], first_policy: bytes | N
             _install(daemon, first_policy)
         asked.listen(daemon.wake)
         daemon.start()
-        unit.ready(daemon.status)
+        said = daemon.status
+        unit.ready(said)
         _log.info("running", extra={"vehicle": config.vehicle.id, "buses": len(config.bus)})
         watch = Watch(unit, now_s=time.monotonic())
         while not asked.stop.is_set():
             daemon.turn()
-            watch.look(daemon.lanes(), now_s=time.monotonic(), status=daemon.status)
+            watch.look(daemon.lanes(), now_s=time.monotonic())
+            if daemon.status != said:
+                said = daemon.status
+                unit.say(said)
             if asked.reload.is_set():
                 asked.reload.clear()
                 unit.reloading()

@@ -51,6 +51,21 @@ class Parts:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Vehicle:
+    """What the vehicle can give and whom it trusts; of the parts, what needs no secret.
+
+    Attributes:
+        warnings: As those of `Parts`.
+    """
+
+    catalogue: Catalogue
+    binding: Binding
+    named_buses: tuple[str, ...]
+    trust: Trust
+    warnings: tuple[str, ...]
+
+
 class _Faults:
     """Collects what cannot be used."""
 
@@ -76,6 +91,22 @@ class _Faults:
         )
 
 
+def load_vehicle(config: Config) -> Vehicle:
+    """Read the files that say what the vehicle can give, and no key.
+
+    Raises:
+        AgentError: As `load_parts`.
+    """
+    faults = _Faults()
+    catalogue = faults.keep(lambda: _catalogue(config))
+    buses = [_bus(bus, config.switch, catalogue, faults) for bus in config.bus]
+    trust = faults.keep(lambda: load_trust(config.vehicle.trust))
+    if catalogue is None or trust is None or faults.found:
+        raise faults.all()
+    binding, warnings = _merged(buses)
+    return Vehicle(catalogue, binding, _bus_names(config), trust, warnings)
+
+
 def load_parts(config: Config) -> Parts:
     """Read every file that the configuration names.
 
@@ -83,9 +114,7 @@ def load_parts(config: Config) -> Parts:
         AgentError: A file cannot be used; where there are several, all of them in one message.
     """
     faults = _Faults()
-    catalogue = faults.keep(
-        lambda: load_catalogue(config.vehicle.catalogue or shipped("config/catalogue.json"))
-    )
+    catalogue = faults.keep(lambda: _catalogue(config))
     buses = [_bus(bus, config.switch, catalogue, faults) for bus in config.bus]
     device = faults.keep(lambda: load_device_key(config.keys.device))
     trust = faults.keep(lambda: load_trust(config.vehicle.trust))
@@ -102,20 +131,27 @@ def load_parts(config: Config) -> Parts:
         or faults.found
     ):
         raise faults.all()
-    binding = merge([bus.binding for bus in buses if bus.binding is not None])
-    repairs = [line for bus in buses for line in bus.repairs]
+    binding, warnings = _merged(buses)
     return Parts(
         catalogue=catalogue,
         binding=binding,
-        named_buses=tuple(bus.name for bus in config.bus),
+        named_buses=_bus_names(config),
         trust=trust,
         device=device,
         uplink=uplink,
         permissions=permissions,
         control_group=control_group,
         switch=next((bus.switch for bus in buses if bus.switch is not None), None),
-        warnings=tuple(dict.fromkeys([*repairs, *binding.warnings])),
+        warnings=warnings,
     )
+
+
+def _catalogue(config: Config) -> Catalogue:
+    return load_catalogue(config.vehicle.catalogue or shipped("config/catalogue.json"))
+
+
+def _bus_names(config: Config) -> tuple[str, ...]:
+    return tuple(bus.name for bus in config.bus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +180,13 @@ def _bus(bus: Bus, switch: Switch, catalogue: Catalogue | None, faults: _Faults)
         ),
         repairs,
     )
+
+
+def _merged(buses: list[_BusParts]) -> tuple[Binding, tuple[str, ...]]:
+    """Return what all buses can give, and every sentence for the user once."""
+    binding = merge([bus.binding for bus in buses if bus.binding is not None])
+    repairs = [line for bus in buses for line in bus.repairs]
+    return binding, tuple(dict.fromkeys([*repairs, *binding.warnings]))
 
 
 def _permissions(control: Control) -> Permissions:

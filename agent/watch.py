@@ -51,19 +51,18 @@ class Watch:
         self._moves: dict[str, int] = {}
         self._told = False
 
-    def look(self, lanes: Sequence[Lane], *, now_s: float, status: str) -> None:
+    def look(self, lanes: Sequence[Lane], *, now_s: float) -> None:
         """Feed the watchdog if it is time to and every lane has moved.
 
         Args:
             lanes: How they are now.
             now_s: On the clock of the constructor.
-            status: How the agent is in a few words, for `systemctl status`.
         """
         limit_s = self._unit.watchdog_s
         if limit_s is None or now_s - self._fed_s < limit_s / LOOKS:
             return
         still = [lane.name for lane in lanes if self._moves.get(lane.name) == lane.moves]
-        if not still and self._unit.feed(status):
+        if not still and self._unit.feed():
             self._fed_s, self._told = now_s, False
             self._moves = {lane.name: lane.moves for lane in lanes}
         elif still and not self._told and now_s - self._fed_s > limit_s / 2:

@@ -115,5 +115,15 @@ def example() -> dict[str, Any]:
     }
 
 
+def trust_document(*algs: str) -> dict[str, Any]:
+    """A trust file with one policy key for each algorithm."""
+    keys = []
+    for alg in algs or ("EdDSA", "ES256"):
+        key = private_jwk(alg)
+        public = {name: key[name] for name in ("kty", "crv", "x", "y") if name in key}
+        keys.append({"kid": key["kid"], "alg": alg, "role": "policy", "jwk": public})
+    return {"v": 1, "keys": keys}
+
+
 def encoded(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()

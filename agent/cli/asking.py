@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,6 +11,7 @@ from agent.config import load_config
 from agent.core.ask import MAX_STOP_S, Verb
 from agent.core.standing import EVERY_GRANT
 from agent.core.status import StopStatus
+from agent.core.telling import moment, span
 from agent.edge.control_client import ask
 
 DEFAULT_CONFIG = Path("/etc/consentry/agent.toml")
@@ -53,26 +53,6 @@ def asks_the_agent(command: Callable[_P, _R]) -> Callable[_P, _R]:
 def asked(verb: Verb, config_file: Path, socket: Path | None) -> dict[str, Any]:
     """Return the running agent's answer; raises as `agent.edge.control_client.ask`."""
     return ask(socket or load_config(config_file).control.socket, verb)
-
-
-def moment(time_s: int | None, *, otherwise: str = "without end") -> str:
-    """Return a time as a person reads it, in UTC."""
-    if time_s is None:
-        return otherwise
-    try:
-        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    except (OverflowError, ValueError, OSError):
-        return "in the far future"
-
-
-def span(span_s: int) -> str:
-    """Return a time span in its two largest units."""
-    parts = []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        count, span_s = divmod(span_s, size)
-        if count:
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2]) or "0 s"
 
 
 def stop_told(stop: StopStatus) -> str:

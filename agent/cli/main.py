@@ -19,7 +19,9 @@ EXIT_OK = 0
 _COMMANDS = {
     "check": "Build everything that `run` would, start nothing.",
     "demo": "Show the main job on this machine: broker, agent, two recipients, a revocation.",
+    "explain": "Tell why a VSS path leaves the vehicle, or does not.",
     "keys": "Make keys for policies, devices and recipients.",
+    "ledger": "Show, verify and prove what the vehicle's ledger says.",
     "open": "Open envelopes with a recipient's key.",
     "pause": "Stop collecting and publishing at once, at the vehicle.",
     "play": "Put recorded logs onto a bus, for engineers.",

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from agent.cli.asking import asked, asks_the_agent, moment, span, stop_told
+from agent.cli.asking import asked, asks_the_agent, stop_told
 from agent.cli.output import write_json
 from agent.core.ask import Status
 from agent.core.standing import EVERY_GRANT
 from agent.core.status import StatusReport, parse_status
+from agent.core.telling import moment, span
 
 _COLOURS = {
     **dict.fromkeys(("active", "up", "known", "ok"), "green"),

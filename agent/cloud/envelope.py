@@ -48,6 +48,7 @@ _WRAPPED_BYTES = _KEY_BYTES + 16  # AES-GCM tag.
 
 RecipientKeys = Mapping[str, ec.EllipticCurvePrivateKey]
 Devices = Mapping[str, DevicePublicKey]
+_Parts = tuple[bytes, bytes, bytes, bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +88,8 @@ def open_envelope(
         EnvelopeRejected: With reason `malformed`, `unknown-device`, `algorithm`, `signature`,
             `wrong-device`, `unknown-recipient` or `decrypt`; nothing else, for any bytes.
     """
-    signer, payload = verify1(data, devices)
-    protected, ciphertext, recipient_protected, enc, wrapped = _parts(payload)
-    iv, header = _content_header(protected)
-    if header.device_kid != signer:
-        raise EnvelopeRejected(
-            "another device signed the envelope than its sealed header names",
-            reason="wrong-device",
-        )
-    speaks_for(devices[signer], header.vehicle)
+    header, iv, parts = _signed_parts(data, devices)
+    protected, ciphertext, recipient_protected, enc, wrapped = parts
     kid = _recipient_header(recipient_protected)
     key = recipient_keys.get(kid)
     if key is None:
@@ -113,6 +107,16 @@ def open_envelope(
         raise EnvelopeRejected("the envelope does not open", reason="decrypt") from exc
     columns = decode(plaintext, codec=header.codec, max_bytes=max_plaintext)
     return Opened(header, kid, tuple(columns))
+
+
+def read_header(data: bytes, *, devices: Devices) -> Header:
+    """Return the header of an envelope that an enrolled device signed, without opening it.
+
+    Raises:
+        EnvelopeRejected: With reason `malformed`, `unknown-device`, `algorithm`, `signature` or
+            `wrong-device`; nothing else, for any bytes.
+    """
+    return _signed_parts(data, devices)[0]
 
 
 def verify_ack(data: bytes, *, devices: Devices, after: int | None = None) -> tuple[str, Ack]:
@@ -148,7 +152,21 @@ def speaks_for(device: DevicePublicKey, vehicle: str) -> None:
         )
 
 
-def _parts(payload: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+def _signed_parts(data: bytes, devices: Devices) -> tuple[Header, bytes, _Parts]:
+    """Return header, iv and parts of an envelope whose device signed it for its own vehicle."""
+    signer, payload = verify1(data, devices)
+    parts = _parts(payload)
+    iv, header = _content_header(parts[0])
+    if header.device_kid != signer:
+        raise EnvelopeRejected(
+            "another device signed the envelope than its sealed header names",
+            reason="wrong-device",
+        )
+    speaks_for(devices[signer], header.vehicle)
+    return header, iv, parts
+
+
+def _parts(payload: bytes) -> _Parts:
     """Return protected header, ciphertext, recipient's protected header, enc, wrapped key."""
     value = cbor.decode(payload)
     if not isinstance(value, CBORTag) or value.tag != TAG_ENCRYPT:

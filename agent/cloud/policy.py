@@ -9,24 +9,34 @@ Rules that the vehicle holds the platform to, and that these helpers keep:
  * What is left out of the next policy is revoked by that.
 """
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, OKPKey
-from joserfc.jws import JWSRegistry
-
+from agent.cloud.signing import encode, kid_of, public_half, sign
+from agent.cloud.trust import trust_file
 from agent.core.catalogue import Catalogue
-from agent.core.jwk import P256, encode_base64url, public_jwk
-from agent.core.jws import ALGORITHMS, POLICY_ROLE, POLICY_TYP
-from agent.core.member import ID
-from agent.core.policy import MAX_POLICY_BYTES, parse_policy
+from agent.core.jwk import P256
+from agent.core.jws import POLICY_TYP
+from agent.core.policy import parse_policy
 from agent.core.recipient import SEAL_ALG
 from agent.core.strictjson import shown
-from agent.errors import AgentError, KeyFileError, PolicyRejected
+from agent.errors import AgentError
+
+__all__ = [
+    "DAY_S",
+    "Document",
+    "grant",
+    "new_policy",
+    "next_version",
+    "pause",
+    "recipient",
+    "resume",
+    "revoke",
+    "sign_policy",
+    "trust_file",
+]
 
 DAY_S = 86_400
 
@@ -47,7 +57,7 @@ def recipient(name: str, *jwks: Mapping[str, Any]) -> Document:
     return {
         "name": name,
         "keys": [
-            {"kid": _kid(key), "alg": SEAL_ALG, "jwk": _public_half(key, P256)} for key in jwks
+            {"kid": kid_of(key), "alg": SEAL_ALG, "jwk": public_half(key, P256)} for key in jwks
         ],
     }
 
@@ -210,41 +220,10 @@ def sign_policy(
         PolicyRejected: The payload is no policy under this catalogue, or too long.
         KeyFileError: The key is no private key for this algorithm.
     """
-    data = payload if isinstance(payload, bytes) else _encode(payload)
+    data = payload if isinstance(payload, bytes) else encode(payload)
     if catalogue is not None:
         parse_policy(data, catalogue)
-    name = alg or str(key.get("alg"))
-    header = {"alg": name, "kid": kid or _kid(key), "typ": POLICY_TYP}
-    signed = f"{encode_base64url(_encode(header))}.{encode_base64url(data)}"
-    token = f"{signed}.{encode_base64url(_signature(signed.encode(), key, name))}"
-    if len(token) > MAX_POLICY_BYTES:
-        raise PolicyRejected(
-            f"the signed policy is {len(token)} bytes long, at most {MAX_POLICY_BYTES} are allowed",
-            reason="too-large",
-            hint="leave out revoked grants that every vehicle has acknowledged",
-        )
-    return token
-
-
-def trust_file(*jwks: Mapping[str, Any]) -> bytes:
-    """Return a vehicle's trust file for keys that may sign its policies.
-
-    Args:
-        jwks: JWKs with `kid` and `alg`; of a private one only the public members are taken.
-
-    Raises:
-        KeyFileError: A key lacks `kid` or `alg`, or is of another kind than its `alg` needs.
-    """
-    keys = [
-        {
-            "kid": _kid(key),
-            "alg": str(key.get("alg")),
-            "role": POLICY_ROLE,
-            "jwk": _public_half(key, _kind(str(key.get("alg")))),
-        }
-        for key in jwks
-    ]
-    return json.dumps({"v": 1, "keys": keys}, indent=2).encode() + b"\n"
+    return sign(data, key, typ=POLICY_TYP, kid=kid, alg=alg)
 
 
 def _with_state(policy: Mapping[str, Any], grant_id: str, state: str, *, iat_s: int) -> Document:
@@ -267,48 +246,3 @@ def _find(document: Document, grant_id: str) -> Document:
             return found
     known = ", ".join(str(found["grant_id"]) for found in grants) or "none"
     raise AgentError(f"the policy has no grant {shown(grant_id)}", hint=f"its grants are: {known}")
-
-
-def _signature(signed: bytes, key: Mapping[str, Any], alg: str) -> bytes:
-    kind = _kind(alg)
-    if "d" not in key or any(key.get(name) != value for name, value in kind.items()):
-        raise KeyFileError(f"the key is no private {kind['crv']} key, as {alg} needs")
-    try:
-        private = (OKPKey if alg == "EdDSA" else ECKey).import_key(
-            {name: key[name] for name in (*kind, "x", "y", "d") if name in key}
-        )
-        return JWSRegistry.algorithms[alg].sign(signed, private)
-    except (JoseError, ValueError) as exc:
-        raise KeyFileError("the policy key is damaged") from exc
-
-
-def _kind(alg: str) -> Mapping[str, str]:
-    if alg not in ALGORITHMS:
-        raise KeyFileError(f"a policy key has alg {' or '.join(ALGORITHMS)}, found {shown(alg)}")
-    return ALGORITHMS[alg]
-
-
-def _kid(key: Mapping[str, Any]) -> str:
-    kid = key.get("kid")
-    if not isinstance(kid, str) or not ID.fullmatch(kid):
-        raise KeyFileError(
-            f"the key has no kid that matches {ID.pattern}",
-            hint="give it a name that is never used again",
-        )
-    return kid
-
-
-def _public_half(key: Mapping[str, Any], kind: Mapping[str, str]) -> Mapping[str, str]:
-    members = {name: key[name] for name in (*kind, "x", "y") if name in key}
-    try:
-        return dict(public_jwk(members, kind))
-    except ValueError as exc:
-        raise KeyFileError(f"the key {_kid(key)}: {exc}") from exc
-
-
-def _encode(document: Mapping[str, Any]) -> bytes:
-    try:
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode()
-    except (TypeError, ValueError) as exc:
-        raise PolicyRejected(f"the policy cannot be written as JSON: {exc}", reason="json") from exc

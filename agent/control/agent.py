@@ -154,6 +154,14 @@ class Agent:
             self._enact(change)
         return admission
 
+    def stop(self, grant_id: str, who: str, for_ns: int | None) -> None:
+        """Stop a grant, or every one (`*`), at the vehicle; see `Consent.stop`."""
+        self._enact(self._consent.stop(grant_id, who, for_ns, self._clock()))
+
+    def resume(self, grant_id: str) -> None:
+        """Lift the local stop of a grant, or the one of every grant."""
+        self._enact(self._consent.resume(grant_id, self._clock()))
+
     def finish(self) -> None:
         """Seal and store the batches that still lie in the queue; nothing else is done."""
         for event in self._take(0.0):

@@ -1,139 +1,153 @@
-"""A compact JWS (RFC 7515 section 3.1) → the payload that a trusted key signed.
+"""A signed document (RFC 7515) → its payload, and who signed it.
 
 Rules:
- * At most 64 KiB, three parts, canonical base64url: one token has one spelling.
- * The header is exactly `{alg, kid, typ}`. So `crit`, `b64`, `zip`, `jwk`, `jku`, `x5c` and
+ * At most 64 KiB, canonical base64url, and nothing around it: one signature has one spelling.
+ * Every header is exactly `{alg, kid, typ}`. So `crit`, `b64`, `zip`, `jwk`, `jku`, `x5c` and
    whatever may be invented cannot bring in a key or another reading.
- * `kid` names a key of the trust file, and the key its one algorithm. The header's `alg` chooses
-   nothing; it is only compared (RFC 8725 section 3.1). `EdDSA` means Ed25519 here and nothing
-   else, which is what RFC 9864 asks for by a new name.
- * Nothing of the payload is looked at before the signature holds.
+ * `kid` names a trusted key, and the key its one algorithm and its one role. The header's `alg`
+   chooses nothing; it is only compared (RFC 8725 section 3.1). `EdDSA` means Ed25519 here and
+   nothing else, which is what RFC 9864 asks for by a new name.
+ * `typ` says what kind of document it is, and the kind who may sign it. Every signature that is
+   there must hold; one that is not needed does not make up for another.
+ * Nothing of the payload is looked at before the signatures hold.
 
-The trust file is strict JSON, `role` is always `policy`:
+A document is a compact JWS. A policy may carry a second signature, the owner's, over the very same
+payload, which is not repeated (detached content, RFC 7515 appendix F):
 
-    {"v": 1, "keys": [{"kid": "policy-2026", "alg": "EdDSA", "role": "policy",
-                       "jwk": {"kty": "OKP", "crv": "Ed25519", "x": "..."}}]}
+    header.payload.signature
+    header.payload.signature~header..signature
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey
 from joserfc.jws import JWSRegistry
 
 from agent.core import strictjson
-from agent.core.jwk import ED25519, P256, decode_base64url, public_jwk
-from agent.core.member import Members, unique
+from agent.core.jwk import decode_base64url
+from agent.core.member import Members
 from agent.core.policy import MAX_POLICY_BYTES
 from agent.core.strictjson import shown
-from agent.errors import BadSignature, KeyFileError, PolicyRejected
+from agent.core.trust import ALGORITHMS, Role, Trust, TrustedKey, parse_trust
+from agent.errors import BadSignature, PolicyRejected
 
 __all__ = [
     "MAX_POLICY_BYTES",
     "POLICY_TYP",
+    "RESTRICT_TYP",
+    "SECOND",
+    "TRUST_TYP",
+    "Signer",
     "Trust",
     "TrustedKey",
+    "Verified",
     "parse_trust",
     "unsafe_unverified_payload",
+    "unsafe_unverified_typ",
+    "verify_document",
     "verify_policy_jws",
 ]
 
 POLICY_TYP = "consent-policy+jwt"
-POLICY_ROLE = "policy"
-ALGORITHMS: Mapping[str, Mapping[str, str]] = MappingProxyType({"EdDSA": ED25519, "ES256": P256})
+RESTRICT_TYP = "consent-restrict+jwt"
+TRUST_TYP = "consent-trust+jwt"
+SECOND = "~"  # Between the two signatures; base64url and the dots of a JWS have no such character.
 
-_MAX_TRUST_BYTES = 64 * 1024
+# Who signs first, and who may sign beside; the second signature is never there alone.
+_ROLES: Mapping[str, tuple[frozenset[Role], ...]] = MappingProxyType(
+    {
+        POLICY_TYP: (frozenset({Role.POLICY}), frozenset({Role.OWNER})),
+        RESTRICT_TYP: (frozenset({Role.POLICY, Role.OWNER}),),
+        TRUST_TYP: (frozenset({Role.ROOT}),),
+    }
+)
 _MAX_HEADER_BYTES = 512
 _SIGNATURE_BYTES = 64  # Both: RFC 8032 section 5.1.6; RFC 7518 section 3.4, R and S of 32 bytes
 
 
 @dataclass(frozen=True, slots=True)
-class TrustedKey:
-    """A public key that may sign policies, with its one algorithm."""
+class Signer:
+    """A trusted key whose signature holds."""
 
     kid: str
-    alg: str
-    jwk: Mapping[str, str]
-    role: str
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
-    """The keys of the trust file by kid; never empty."""
+class Verified:
+    """A document that those who may have signed.
 
-    keys: Mapping[str, TrustedKey]
+    Attributes:
+        typ: POLICY_TYP, RESTRICT_TYP or TRUST_TYP.
+        payload: The signed bytes.
+        signers: The first is the one whose signature the kind of document needs.
+    """
+
+    typ: str
+    payload: bytes
+    signers: tuple[Signer, ...]
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """The roles of all who signed."""
+        return frozenset(signer.role for signer in self.signers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    typ: str
+    alg: str
+    kid: str
+    signed: bytes
+    signature: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    alg: str
-    kid: str
-    signed: bytes
     payload: bytes
-    signature: bytes
+    signatures: tuple[_Signature, ...]
 
 
-def parse_trust(data: bytes) -> Trust:
-    """Return the trusted keys of a trust file's bytes.
-
-    Raises:
-        KeyFileError: The file is no trust file, or it holds no key or a private one.
-    """
-    try:
-        raw = strictjson.parse(data, max_bytes=_MAX_TRUST_BYTES)
-        root = Members(raw, "the trust file", ("v", "keys"))
-        if root.integer("v") != 1:
-            raise KeyFileError("the trust file: v is not 1")
-        keys = [
-            _trusted_key(entry, f"the trust file: keys[{index}]")
-            for index, entry in enumerate(root.some_elements("keys"))
-        ]
-        unique([key.kid for key in keys], "the trust file", "kid")
-    except strictjson.StrictJsonError as exc:
-        raise KeyFileError(f"the trust file is not strict JSON: {exc}") from exc
-    except PolicyRejected as exc:
-        raise KeyFileError(exc.message, hint=exc.hint) from exc
-    return Trust(MappingProxyType({key.kid: key for key in keys}))
-
-
-def verify_policy_jws(token: bytes, trust: Trust) -> bytes:
-    """Return the payload of a policy that a trusted key signed.
+def verify_document(token: bytes, trust: Trust) -> Verified:
+    """Return what those who may have signed.
 
     Args:
-        token: A compact JWS, without a line end.
+        token: A document as it is sent, without a line end.
         trust: The keys that may sign.
 
     Raises:
-        BadSignature: With reason `unknown-key`, `algorithm` or `signature`.
+        BadSignature: With reason `unknown-key`, `algorithm`, `role` or `signature`.
         PolicyRejected: With reason `too-large`, `unsigned`, `token` or `header`; nothing else,
             for any bytes.
     """
     parts = _split(token)
-    key = trust.keys.get(parts.kid)
-    if key is None:
-        raise BadSignature(
-            f"no trusted key has the kid {shown(parts.kid)}",
-            reason="unknown-key",
-            hint=f"the trust file has {', '.join(trust.keys)}",
+    typ = parts.signatures[0].typ
+    if len(parts.signatures) > len(_ROLES[typ]):
+        raise _no_token(f"{typ} takes one signature, it has {len(parts.signatures)}")
+    signers = tuple(
+        _signer(signature, trust, roles)
+        for signature, roles in zip(parts.signatures, _ROLES[typ], strict=False)
+    )
+    return Verified(typ, parts.payload, signers)
+
+
+def verify_policy_jws(token: bytes, trust: Trust) -> bytes:
+    """Return the payload of a policy that the platform signed, for whoever asks no more.
+
+    Raises:
+        BadSignature: As for `verify_document`.
+        PolicyRejected: As for `verify_document`; also where it is another document than a policy
+            (reason `header`).
+    """
+    verified = verify_document(token, trust)
+    if verified.typ != POLICY_TYP:
+        raise PolicyRejected(
+            f"the document has typ {verified.typ}, expected {POLICY_TYP}", reason="header"
         )
-    if parts.alg != key.alg:
-        raise BadSignature(
-            f"the token says alg {shown(parts.alg)}, the key {key.kid} signs with {key.alg}",
-            reason="algorithm",
-        )
-    # joserfc's own front door would take the header's word for more than we do, and warns
-    # of the name EdDSA; its algorithms are used directly, behind the checks above.
-    public = _public_key(key)
-    try:
-        holds = JWSRegistry.algorithms[key.alg].verify(parts.signed, parts.signature, public)
-    except (JoseError, ValueError) as exc:
-        raise _bad_signature(key) from exc
-    if not holds:
-        raise _bad_signature(key)
-    return parts.payload
+    return verified.payload
 
 
 def unsafe_unverified_payload(token: bytes) -> bytes:
@@ -147,32 +161,94 @@ def unsafe_unverified_payload(token: bytes) -> bytes:
     return _split(token).payload
 
 
+def unsafe_unverified_typ(token: bytes) -> str:
+    """Return what kind of document a well-formed token says it is, WITHOUT checking who signed it.
+
+    Raises:
+        PolicyRejected: As for `unsafe_unverified_payload`.
+    """
+    return _split(token).signatures[0].typ
+
+
+def _signer(signature: _Signature, trust: Trust, roles: frozenset[Role]) -> Signer:
+    key = trust.keys.get(signature.kid)
+    if key is None:
+        raise BadSignature(
+            f"no trusted key has the kid {shown(signature.kid)}",
+            reason="unknown-key",
+            hint=f"trusted are {', '.join(trust.keys)}",
+        )
+    if signature.alg != key.alg:
+        raise BadSignature(
+            f"the token says alg {shown(signature.alg)}, the key {key.kid} signs with {key.alg}",
+            reason="algorithm",
+        )
+    if key.role not in roles:
+        raise BadSignature(
+            f"the key {key.kid} has the role {key.role}, "
+            f"a signature there needs {' or '.join(sorted(roles))}",
+            reason="role",
+        )
+    # joserfc's own front door would take the header's word for more than we do, and warns
+    # of the name EdDSA; its algorithms are used directly, behind the checks above.
+    public = (OKPKey if key.alg == "EdDSA" else ECKey).import_key(dict(key.jwk))
+    try:
+        holds = JWSRegistry.algorithms[key.alg].verify(
+            signature.signed, signature.signature, public
+        )
+    except (JoseError, ValueError) as exc:
+        raise _bad_signature(key) from exc
+    if not holds:
+        raise _bad_signature(key)
+    return Signer(key.kid, key.role)
+
+
 def _split(token: bytes) -> _Token:
     if len(token) > MAX_POLICY_BYTES:
         raise PolicyRejected(
-            f"the policy is {len(token)} bytes long, at most {MAX_POLICY_BYTES} are allowed",
+            f"the document is {len(token)} bytes long, at most {MAX_POLICY_BYTES} are allowed",
             reason="too-large",
         )
     if token.lstrip()[:1] == b"{":
         raise PolicyRejected(
-            "the policy is plain JSON, expected a signed one (compact JWS)",
+            "the document is plain JSON, expected a signed one (compact JWS)",
             reason="unsigned",
             hint="sign it with `consentry policy sign`",
         )
-    texts = token.split(b".")
-    if len(texts) != 3:
-        raise _no_token(f"it has {len(texts)} parts separated by dots, expected 3")
-    header, payload, signature = (
-        _decode(text, name)
-        for text, name in zip(texts, ("header", "payload", "signature"), strict=True)
-    )
-    alg, kid = _header(header)
-    if len(signature) != _SIGNATURE_BYTES:
+    first, *rest = token.split(SECOND.encode())
+    if len(rest) > 1:
+        raise _no_token(f"it has {1 + len(rest)} signatures, expected 1 or 2")
+    header, body, signature = _parts(first)
+    payload = _decode(body, "payload")
+    signatures = [_signature(header, body, signature)]
+    for text in rest:
+        header, detached, signature = _parts(text)
+        if detached:
+            raise _no_token("the second signature brings a payload, expected none between its dots")
+        signatures.append(_signature(header, body, signature))
+        if signatures[0].typ != signatures[-1].typ:
+            raise PolicyRejected("the two signatures have different typ", reason="header")
+        if signatures[0].kid == signatures[-1].kid:
+            raise _no_token("both signatures are by the same key")
+    return _Token(payload, tuple(signatures))
+
+
+def _parts(text: bytes) -> list[bytes]:
+    parts = text.split(b".")
+    if len(parts) != 3:
+        raise _no_token(f"it has {len(parts)} parts separated by dots, expected 3")
+    return parts
+
+
+def _signature(header: bytes, body: bytes, signature: bytes) -> _Signature:
+    decoded = _decode(signature, "signature")
+    alg, kid, typ = _header(_decode(header, "header"))
+    if len(decoded) != _SIGNATURE_BYTES:
         raise BadSignature(
-            f"the signature is {len(signature)} bytes long, expected {_SIGNATURE_BYTES}",
+            f"the signature is {len(decoded)} bytes long, expected {_SIGNATURE_BYTES}",
             reason="signature",
         )
-    return _Token(alg, kid, b".".join(texts[:2]), payload, signature)
+    return _Signature(typ, alg, kid, header + b"." + body, decoded)
 
 
 def _decode(text: bytes, name: str) -> bytes:
@@ -186,13 +262,13 @@ def _decode(text: bytes, name: str) -> bytes:
 
 def _no_token(fault: str) -> PolicyRejected:
     return PolicyRejected(
-        f"the policy is no compact JWS: {fault}",
+        f"the document is no compact JWS: {fault}",
         reason="token",
         hint="pass the token on byte for byte, without line ends or padding",
     )
 
 
-def _header(data: bytes) -> tuple[str, str]:
+def _header(data: bytes) -> tuple[str, str, str]:
     hint = f'the header is exactly {{"alg": ..., "kid": ..., "typ": "{POLICY_TYP}"}}'
     try:
         raw = strictjson.parse(data, max_bytes=_MAX_HEADER_BYTES, max_depth=1)
@@ -204,34 +280,18 @@ def _header(data: bytes) -> tuple[str, str]:
         ) from exc
     except PolicyRejected as exc:
         raise PolicyRejected(exc.message, reason="header", hint=hint) from exc
-    if typ != POLICY_TYP:
+    if typ not in _ROLES:
         raise PolicyRejected(
-            f"the token has typ {shown(typ)}, expected {POLICY_TYP}", reason="header", hint=hint
+            f"the token has typ {shown(typ)}, expected {', '.join(_ROLES)}",
+            reason="header",
+            hint=hint,
         )
     if alg not in ALGORITHMS:
         raise BadSignature(
             f"the token says alg {shown(alg)}, expected {' or '.join(ALGORITHMS)}",
             reason="algorithm",
         )
-    return alg, kid
-
-
-def _trusted_key(raw: Any, place: str) -> TrustedKey:
-    members = Members(raw, place, ("kid", "alg", "role", "jwk"))
-    kid, alg, role = members.id("kid"), members.text("alg"), members.text("role")
-    if alg not in ALGORITHMS:
-        raise KeyFileError(f"{place}: alg {shown(alg)}, expected {' or '.join(ALGORITHMS)}")
-    if role != POLICY_ROLE:
-        raise KeyFileError(f"{place}: role {shown(role)}, expected {POLICY_ROLE}")
-    try:
-        return TrustedKey(kid, alg, public_jwk(members.any("jwk"), ALGORITHMS[alg]), role)
-    except ValueError as exc:
-        raise KeyFileError(f"{place}: jwk: {exc}") from exc
-
-
-def _public_key(key: TrustedKey) -> OKPKey | ECKey:
-    kind = OKPKey if key.alg == "EdDSA" else ECKey
-    return kind.import_key(dict(key.jwk))
+    return alg, kid, typ
 
 
 def _bad_signature(key: TrustedKey) -> BadSignature:

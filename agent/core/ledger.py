@@ -27,7 +27,7 @@ from typing import Any
 from agent.core import ledgerevent
 from agent.core.checkpoint import Checkpoint, parse_checkpoint
 from agent.core.cose import DevicePublicKey, unsafe_unverified1, verify1
-from agent.core.ledgerevent import Event, Fact
+from agent.core.ledgerevent import OWN, Event, Fact
 from agent.core.merkle import Frontier, leaf_hash
 from agent.core.strictjson import MAX_INTEGER
 from agent.errors import EnvelopeRejected, LedgerError
@@ -156,6 +156,7 @@ class Replay:
         last: The last entry that somebody else than the ledger appended, or None.
         checkpoint: The last checkpoint that was read, or None.
         checkpoint_n: Its line's index.
+        signed: Its bytes.
         heads: Size → root, for each size that was asked for and passed.
     """
 
@@ -177,11 +178,16 @@ class Replay:
         self.last: Entry | None = None
         self.checkpoint: Checkpoint | None = None
         self.checkpoint_n = -1
+        self.signed = b""
         self.heads: dict[int, bytes] = {}
-        self._wanted = frozenset(heads)
+        self._wanted = set(heads)
         self._devices = devices
         self._begins = True
         self._segment_bytes = 0
+
+    def want(self, size: int) -> None:
+        """Ask for the root at a size that is still to come."""
+        self._wanted.add(size)
 
     def begin_segment(self) -> None:
         """Expect the first line of the next segment."""
@@ -203,7 +209,7 @@ class Replay:
             raise LedgerError(f"it is entry {entry.n}, expected entry {self.tree.size}")
         if entry.name == "checkpoint":
             self._check_signed(entry)
-        elif entry.name not in BEGINNINGS:
+        elif entry.name not in OWN:
             self.last = entry
         self.tree = self.tree.extended((leaf_hash(line),))
         self._segment_bytes += len(line) + 1
@@ -250,7 +256,7 @@ class Replay:
             raise LedgerError("its checkpoint was signed over other entries than stand before it")
         if checkpoint.generation != self.generation:
             raise LedgerError("its checkpoint was signed for another ledger")
-        self.checkpoint, self.checkpoint_n = checkpoint, entry.n
+        self.checkpoint, self.checkpoint_n, self.signed = checkpoint, entry.n, data
 
     def _note(self) -> None:
         if self.tree.size in self._wanted:

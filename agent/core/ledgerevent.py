@@ -130,7 +130,7 @@ EVENTS: Mapping[str, Mapping[str, Kind]] = {
     # The network.
     "tls-failed": {"reason": WORD, "times": COUNT},
     "auth-failed": {"reason": WORD, "times": COUNT},
-    # The ledger itself; nobody else appends these.
+    # The ledger itself, as OWN says.
     "ledger-begun": {"generation": COUNT, "reason": WORD, "size": COUNT, "root": DIGEST},
     "segment-begun": {"generation": COUNT, "bytes": COUNT, "peaks": DIGESTS},
     "segment-retired": {"first": COUNT, "entries": COUNT, "reason": _one_of("age", "space")},
@@ -138,6 +138,18 @@ EVENTS: Mapping[str, Mapping[str, Kind]] = {
     "entries-lost": {"entries": COUNT, "reason": WORD},
     "checkpoint": {"signed": SIGNED},
 }
+
+# What the ledger appends by itself; the others are its owner's.
+OWN = frozenset(
+    {
+        "ledger-begun",
+        "segment-begun",
+        "segment-retired",
+        "line-torn",
+        "entries-lost",
+        "checkpoint",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from agent.core.policy import Detail, Grant, GrantState, Policy
 from agent.core.transform import INTEGER_RANGES, Drop, compile_transform
 
 _ALTITUDE = "Altitude"
-_GRIDDED = ("Latitude", "Longitude")
+GRIDDED = ("Latitude", "Longitude")
 _SOURCE_MASK = 0xFF
 _PDU2_FIRST_FORMAT = 240  # SAE J1939-21 5.2.3: below it the PDU specific byte is a destination.
 
@@ -145,12 +145,7 @@ def is_j1939_id(can_id: int) -> bool:
 def pgn_of(can_id: int) -> int:
     """Return the parameter group number of an extended identifier (SAE J1939-21 5.1.2)."""
     pgn = (can_id & CAN_EFF_MASK) >> 8 & 0x3FFFF
-    return pgn & 0x3FF00 if is_pdu1(pgn) else pgn
-
-
-def is_pdu1(pgn: int) -> bool:
-    """Tell whether the PDU specific byte is a destination (SAE J1939-21 5.2.3)."""
-    return (pgn >> 8) & 0xFF < _PDU2_FIRST_FORMAT
+    return pgn if (pgn >> 8) & 0xFF >= _PDU2_FIRST_FORMAT else pgn & 0x3FF00
 
 
 def compile_plan(  # noqa: PLR0913 - what is compiled, and for when
@@ -282,7 +277,7 @@ class _TapBuilder:
 
     def add(self, take: Take, bound: Bound, detail: Detail) -> None:
         limits = detail.constraints
-        gridded = bound.vss.path.rpartition(".")[2] in _GRIDDED
+        gridded = bound.vss.path.rpartition(".")[2] in GRIDDED
         transform = compile_transform(
             bound.field,
             bound.entry,

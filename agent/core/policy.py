@@ -46,11 +46,13 @@ __all__ = [
 ]
 
 MAX_POLICY_BYTES = 64 * 1024
+MAX_TAKEN_OVER = 256
+DEFAULT_RETENTION_S = 30 * 86_400  # Where a grant names none.
 FORMAT_VERSION = 1
 
 _POLICY_MEMBERS = (
     *("v", "iss", "aud", "jti", "epoch", "ver", "iat", "nbf", "exp"),
-    *("catalogue", "recipients", "grants"),
+    *("catalogue", "recipients", "grants", "taken_over"),
 )
 _GRANT_MEMBERS = (
     *("grant_id", "rev", "state", "recipient", "nbf", "exp", "offline_s"),
@@ -126,6 +128,7 @@ class Policy:
     Attributes:
         aud: The vehicle's pseudonym.
         payload_sha256: Of the payload's exact bytes, 64 hexadecimal digits.
+        taken_over: `jti` of restrict documents that this policy stands for from now on.
     """
 
     iss: str
@@ -140,6 +143,7 @@ class Policy:
     recipients: Mapping[str, Recipient]
     grants: tuple[Grant, ...]
     payload_sha256: str
+    taken_over: tuple[str, ...] = ()
 
     def is_valid(self, now_ns: int) -> bool:
         """Whether now lies in the policy's own from ≤ now < until."""
@@ -215,7 +219,20 @@ def _parse(data: bytes, catalogue: Catalogue, *, signed: bool) -> Policy:
         recipients=MappingProxyType(recipients),
         grants=grants,
         payload_sha256=hashlib.sha256(data).hexdigest(),
+        taken_over=_taken_over(members) if "taken_over" in members else (),
     )
+
+
+def _taken_over(members: Members) -> tuple[str, ...]:
+    names = [as_id(value, "the policy: taken_over") for value in members.elements("taken_over")]
+    if len(names) > MAX_TAKEN_OVER:
+        raise PolicyRejected(
+            f"the policy: taken_over names {len(names)} restrict documents, at most "
+            f"{MAX_TAKEN_OVER} are allowed",
+            reason="range",
+            hint="a vehicle that has applied the policy remembers them; leave the oldest out",
+        )
+    return unique(names, "the policy", "taken_over")
 
 
 def _check_catalogue(raw: Any, catalogue: Catalogue) -> None:

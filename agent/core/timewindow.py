@@ -121,6 +121,15 @@ class TimeWindows:
         until_s = min(_LAST_S, t_s + MAX_REACH_S, next(after, _LAST_S))
         return from_s * NS_PER_S, until_s * NS_PER_S
 
+    def are_within(self, others: "TimeWindows") -> bool:
+        """Whether these are open only while others are, as each zone by itself can show."""
+        open_in = {week.zone.key: week.stretches for week in others._weeks}  # noqa: SLF001 - ours
+        return all(
+            any(from_ <= first and end <= to for from_, to in open_in.get(week.zone.key, ()))
+            for week in self._weeks
+            for first, end in week.stretches
+        )
+
     def _changes(self, t_s: int) -> bool:
         return self.is_open(t_s * NS_PER_S) != self.is_open((t_s - 1) * NS_PER_S)
 

@@ -1,7 +1,8 @@
 """The unit that systemd runs us as: what we tell it, and the sockets that it keeps for us.
 
     READY=1 STATUS=…            policy and spool are open
-    WATCHDOG=1 STATUS=…         every lane has moved
+    STATUS=…                    how we are, when it changes
+    WATCHDOG=1                  every lane has moved
     RELOADING=1 … READY=1       SIGHUP: the files are read anew
     STOPPING=1                  SIGTERM
     FDSTORE=1 FDNAME=… FDPOLL=0 keep this socket; its next owner finds it under the name
@@ -93,9 +94,13 @@ class Unit:
         """Say that we end."""
         self._tell("STOPPING=1", "STATUS=storing what is open")
 
-    def feed(self, status: str) -> bool:
-        """Feed the watchdog, and say how we are; False if it was not taken."""
-        return self._tell("WATCHDOG=1", f"STATUS={status}")
+    def say(self, status: str) -> None:
+        """Say how we are in a few words, for `systemctl status`."""
+        self._tell(f"STATUS={status}")
+
+    def feed(self) -> bool:
+        """Feed the watchdog; False if it was not taken."""
+        return self._tell("WATCHDOG=1")
 
     def keep(self, name: str, descriptor: int) -> None:
         """Let systemd keep a descriptor over restarts and crashes.

@@ -335,7 +335,8 @@ def test_systemd_hears_of_start_reload_and_end(rig: Rig) -> None:
 def test_the_watchdog_is_fed_while_all_lanes_move_and_not_when_the_process_stands(rig: Rig) -> None:
     with started(rig) as running:
         running.await_word("READY=1")
-        fed = [running.await_word("WATCHDOG=1") for _ in range(2)]
+        for _ in range(2):
+            running.await_word("WATCHDOG=1")
         running.process.send_signal(signal.SIGSTOP)
         silent = running.is_silent(6)
         running.process.send_signal(signal.SIGABRT)
@@ -343,7 +344,6 @@ def test_the_watchdog_is_fed_while_all_lanes_move_and_not_when_the_process_stand
         status = running.process.wait(10)
         log = running.log.read_text()
 
-    assert fed[0][1].startswith("STATUS=no policy")
     assert silent
     assert status == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in log  # Where each thread was.

@@ -28,7 +28,7 @@ def fed(listener: socket.socket) -> int:
     count = 0
     while True:
         try:
-            assert listener.recv(100) == b"WATCHDOG=1\nSTATUS="
+            assert listener.recv(100) == b"WATCHDOG=1"
         except BlockingIOError:
             return count
         count += 1
@@ -42,7 +42,7 @@ def test_it_is_fed_four_times_in_its_time_while_all_lanes_move(
     watch: Watch, listener: socket.socket
 ) -> None:
     for second in range(1, 41):
-        watch.look(lanes(second, second), now_s=float(second), status="")
+        watch.look(lanes(second, second), now_s=float(second))
 
     assert fed(listener) == 8
 
@@ -50,11 +50,11 @@ def test_it_is_fed_four_times_in_its_time_while_all_lanes_move(
 def test_one_lane_that_stands_still_starves_it_and_is_named(
     watch: Watch, listener: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch.look(lanes(1, 1), now_s=5.0, status="")
+    watch.look(lanes(1, 1), now_s=5.0)
     before = fed(listener)
 
     for second in range(6, 40):
-        watch.look(lanes(second, 1), now_s=float(second), status="")
+        watch.look(lanes(second, 1), now_s=float(second))
 
     assert before == 1
     assert fed(listener) == 0
@@ -64,9 +64,9 @@ def test_one_lane_that_stands_still_starves_it_and_is_named(
 
 
 def test_a_lane_that_moves_again_in_time_is_forgiven(watch: Watch, listener: socket.socket) -> None:
-    watch.look(lanes(1, 1), now_s=5.0, status="")
-    watch.look(lanes(2, 1), now_s=10.0, status="")
-    watch.look(lanes(3, 2), now_s=11.0, status="")
+    watch.look(lanes(1, 1), now_s=5.0)
+    watch.look(lanes(2, 1), now_s=10.0)
+    watch.look(lanes(3, 2), now_s=11.0)
 
     assert fed(listener) == 2
 
@@ -74,18 +74,18 @@ def test_a_lane_that_moves_again_in_time_is_forgiven(watch: Watch, listener: soc
 def test_without_a_watchdog_nothing_is_fed(listener: socket.socket) -> None:
     watch = Watch(Unit(listener.getsockname()), now_s=0.0)
 
-    watch.look(lanes(1, 1), now_s=1000.0, status="")
+    watch.look(lanes(1, 1), now_s=1000.0)
 
     assert fed(listener) == 0
 
 
 def test_a_systemd_that_does_not_hear_is_fed_again_at_the_next_look(tmp_path: Path) -> None:
     watch = Watch(Unit(str(tmp_path / "notify"), watchdog_s=20.0), now_s=0.0)
-    watch.look(lanes(1, 1), now_s=5.0, status="")
+    watch.look(lanes(1, 1), now_s=5.0)
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
         sock.setblocking(False)
-        watch.look(lanes(2, 2), now_s=6.0, status="")
+        watch.look(lanes(2, 2), now_s=6.0)
 
         assert fed(sock) == 1

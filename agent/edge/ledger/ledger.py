@@ -12,59 +12,30 @@ Rules:
 import errno
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from agent.core.checkpoint import Checkpoint, sign_checkpoint
 from agent.core.cose import DeviceKey
-from agent.core.ledger import Head, Replay, encode_line, encode_signed
+from agent.core.ledger import Head, encode_line, encode_signed
 from agent.core.ledgerevent import Event, event
-from agent.core.merkle import EMPTY_ROOT, Frontier, leaf_hash
+from agent.core.merkle import EMPTY_ROOT, leaf_hash
 from agent.core.model import NS_PER_S
+from agent.edge.ledger.limits import Limits
 from agent.edge.ledger.recovery import (
     DamagedLedger,
+    Restored,
     begin,
     finish_begin,
     remove_old_evidence,
     restore,
 )
-from agent.edge.ledger.reserve import Reserve, is_full
-from agent.edge.ledger.segment import (
-    Segment,
-    create_segment,
-    open_segment,
-    write_all,
-    write_head,
-)
+from agent.edge.ledger.reserve import Reserve
+from agent.edge.ledger.segment import Segment, create_segment, open_segment, write_head
+from agent.edge.ledger.tail import Tail
 from agent.errors import AgentError, StoreError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long and how much.
-
-    Attributes:
-        checkpoint_entries: A checkpoint is due after so many entries,
-        checkpoint_s: or so long after the last, if there were any.
-        segment_entries: A segment ends at the first checkpoint after so many entries,
-        segment_bytes: or bytes,
-        segment_s: or so long after it was begun.
-        retention_s: A segment is removed once all in it is older.
-        total_bytes: The oldest is removed earlier where all are longer.
-        reserve_bytes: Room kept for durable lines.
-    """
-
-    checkpoint_entries: int = 256
-    checkpoint_s: int = 3_600
-    segment_entries: int = 4_096
-    segment_bytes: int = 1024 * 1024
-    segment_s: int = 86_400
-    retention_s: int = 180 * 86_400
-    total_bytes: int = 256 * 1024 * 1024
-    reserve_bytes: int = 256 * 1024
 
 
 class Ledger:
@@ -89,19 +60,12 @@ class Ledger:
         self.lost = 0
         self.fault: str | None = None
         self._reserve: Reserve | None = None
-        self._fd = -1
+        self._tail: Tail | None = None  # None until the disk lets us open it.
         self._segments: list[Segment] = []
         self._generation = 0
-        self._tree = Frontier()  # What is written,
-        self._bytes = 0  # and how long the last segment is with it.
-        self._synced = Frontier()  # What is on disk,
-        self._synced_bytes = 0
         self._head = (0, EMPTY_ROOT)
-        self._told = 0  # Of the lost, those that a line tells of that is not on disk yet.
-        self._told_lines = 0
-        self._is_ragged = False  # Half a line stands at the end.
-        self._checkpoint_s = 0
-        self._checkpoint_size = 0
+        self._told = self._told_lines = 0  # Of the lost, those that lines not yet on disk tell of.
+        self._checkpoint_s = self._checkpoint_size = 0
 
     @classmethod
     def open(
@@ -160,9 +124,9 @@ class Ledger:
             happened: From `agent.core.ledgerevent.event`.
             durable: Return only when it is on disk.
         """
+        reserve = self._reserve if durable else None
         try:
-            self._make_ready(happened.t_s, spare=durable)
-            self._add(happened, spare=durable)
+            self._make_ready(happened.t_s, reserve).add(happened, reserve)
         except (OSError, AgentError) as exc:
             self._fail(exc)
             self.lost += 1
@@ -171,26 +135,27 @@ class Ledger:
 
     def sync(self) -> bool:
         """Put on disk what was appended, and let `head` name it; return whether it was done."""
-        if self._tree.size == self._synced.size:
-            return self._fd >= 0
+        tail = self._tail
+        if tail is None or tail.tree.size == tail.synced.size:
+            return tail is not None
         try:
-            os.fdatasync(self._fd)
+            tail.sync()
         except OSError as exc:
-            # What the kernel could not write it may drop, and say nothing when asked again. So
-            # these lines are taken back.
             self._fail(exc)
-            self._take_back()
+            self.lost += tail.take_back() - self._told_lines + self._told
+            self._told = self._told_lines = 0
             return False
-        self._synced, self._synced_bytes = self._tree, self._bytes
         self._told = self._told_lines = 0
-        self._head = (self._synced.size, self._synced.root())
+        self._head = (tail.synced.size, tail.synced.root())
         if self._reserve is not None:
             self._reserve.fill()
         return True
 
     def checkpoint_due(self, now_ns: int) -> bool:
         """Tell whether there are entries that a checkpoint should cover by now."""
-        entries = self._tree.size - self._checkpoint_size
+        if self._tail is None:
+            return False
+        entries = self._tail.tree.size - self._checkpoint_size
         waited_s = abs(now_ns // NS_PER_S - self._checkpoint_s)
         return entries >= self._limits.checkpoint_entries or (
             entries > 0 and waited_s >= self._limits.checkpoint_s
@@ -204,32 +169,36 @@ class Ledger:
         """
         now_s = max(0, now_ns // NS_PER_S)
         with suppress(OSError, AgentError):
-            self._make_ready(now_s, spare=True)
+            self._make_ready(now_s, self._reserve)
         self.sync()
         size, root = self.head
         signed = sign_checkpoint(
             Checkpoint(self._vehicle, self._generation, size, root, now_s, self._boot_id), device
         )
+        self._checkpoint_s = now_s
+        tail = self._tail
+        if tail is None:
+            return signed
         # A checkpoint's line stands right behind what it covers.
-        if self._tree.size == size and not self.lost:
+        if tail.tree.size == size and not self.lost:
             self.append(event(now_ns, "checkpoint", signed=encode_signed(signed)), durable=True)
         # Also where the disk refused: it is not asked again before there is more to cover.
-        self._checkpoint_s, self._checkpoint_size = now_s, self._tree.size
-        if self._synced.size > size:
+        self._checkpoint_size = tail.tree.size
+        if tail.synced.size > size:
             with suppress(OSError):
                 write_head(self._directory, Head(self._generation, *self.head))
-                self._end_segment(now_s)
+                self._end_segment(tail, now_s)
                 self._retire(now_s)
         return signed
 
     def close(self) -> None:
         """Put on disk what was appended and let others in; twice is harmless."""
-        if self._fd >= 0:
+        if self._tail is not None:
             self.sync()
             with suppress(OSError):
                 write_head(self._directory, Head(self._generation, *self.head))
-            os.close(self._fd)
-            self._fd = -1
+            self._tail.close()
+            self._tail = None
         if self._reserve is not None:
             self._reserve.close()
             self._reserve = None
@@ -240,7 +209,7 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, now_s: int) -> None:
+    def _open(self, now_s: int) -> Tail:
         """Restore what is on disk; where the disk refuses, some of it stays for the next time."""
         if self._reserve is None:
             self._directory.parent.mkdir(mode=0o700, exist_ok=True)
@@ -258,8 +227,17 @@ class Ledger:
         if found is None:
             found = restore(self._directory)
             assert found is not None, "a ledger that was just begun is there"
-        self._adopt(found.replay, found.segments, found.tail_bytes)
-        fd = open_segment(found.segments[-1].path)
+        tail = self._adopt(found)
+        if found.torn_bytes:
+            torn = event(now_s * NS_PER_S, "line-torn", bytes=found.torn_bytes)
+            self.append(torn, durable=True)
+        remove_old_evidence(self._directory, before_s=now_s - self._limits.retention_s)
+        return tail
+
+    def _adopt(self, found: Restored) -> Tail:
+        """Go on with a ledger that holds."""
+        replay, segments = found.replay, found.segments
+        fd = open_segment(segments[-1].path)
         try:
             if found.torn_bytes:
                 os.ftruncate(fd, found.tail_bytes)
@@ -269,87 +247,43 @@ class Ledger:
         except BaseException:
             os.close(fd)
             raise
-        self._fd = fd
+        tail = self._tail = Tail(fd, replay.tree, found.tail_bytes)
         self.fault = None
-        if found.torn_bytes:
-            torn = event(now_s * NS_PER_S, "line-torn", bytes=found.torn_bytes)
-            self.append(torn, durable=True)
-        remove_old_evidence(self._directory, before_s=now_s - self._limits.retention_s)
-
-    def _adopt(self, replay: Replay, segments: list[Segment], size_bytes: int) -> None:
         self._segments = segments
         self._generation = replay.generation
-        self._tree = self._synced = replay.tree
-        self._bytes = self._synced_bytes = size_bytes
         self._head = (replay.tree.size, replay.tree.root())
-        self.ended_cleanly = replay.last is None or replay.last.name == "stopped"
+        self.ended_cleanly = found.last is None or found.last.name == "stopped"
         if replay.checkpoint is not None:
             self._checkpoint_s = replay.checkpoint.time_s
             self._checkpoint_size = replay.checkpoint_n + 1
         else:  # The segment was begun right behind one.
             begun = segments[-1]
             self._checkpoint_s, self._checkpoint_size = begun.t_s, begun.first + bool(begun.first)
+        return tail
 
-    def _make_ready(self, now_s: int, *, spare: bool) -> None:
-        """Have a segment open that ends with a whole line, and nothing lost untold."""
-        if self._fd < 0:
-            self._open(now_s)
-        if self._is_ragged:
-            os.ftruncate(self._fd, self._bytes)
-            self._is_ragged = False
+    def _make_ready(self, now_s: int, reserve: Reserve | None) -> Tail:
+        """Return the tail, with nothing lost untold."""
+        tail = self._tail or self._open(now_s)
         if self.lost:
             told = event(
                 now_s * NS_PER_S, "entries-lost", entries=self.lost, reason=_reason(self.fault)
             )
-            self._add(told, spare=spare)
+            tail.add(told, reserve)
             self._told, self._told_lines = self._told + self.lost, self._told_lines + 1
             self.lost, self.fault = 0, None
-
-    def _add(self, happened: Event, *, spare: bool) -> None:
-        """Write a line; on a full disk with the room of the reserve, if `spare`."""
-        line = encode_line(self._tree.size, happened)
-        data = line + b"\n"
-        try:
-            self._write(data)
-        except OSError as exc:
-            if not spare or not is_full(exc) or self._reserve is None:
-                raise
-            if not self._reserve.give(len(data)):
-                raise
-            self._write(data)
-        self._tree = self._tree.extended((leaf_hash(line),))
-        self._bytes += len(data)
-
-    def _write(self, data: bytes) -> None:
-        try:
-            write_all(self._fd, data)
-        except OSError:
-            self._is_ragged = True
-            os.ftruncate(self._fd, self._bytes)
-            self._is_ragged = False
-            raise
-
-    def _take_back(self) -> None:
-        """Go back to what is on disk; what was written since is lost."""
-        self.lost += self._tree.size - self._synced.size - self._told_lines + self._told
-        self._told = self._told_lines = 0
-        self._tree, self._bytes = self._synced, self._synced_bytes
-        self._is_ragged = True
-        with suppress(OSError):
-            os.ftruncate(self._fd, self._bytes)
-            self._is_ragged = False
+        return tail
 
     def _fail(self, exc: Exception) -> None:
         number = exc.errno if isinstance(exc, OSError) else None
         self.fault = errno.errorcode.get(number or 0, "unknown")
 
-    def _end_segment(self, now_s: int) -> None:
+    def _end_segment(self, tail: Tail, now_s: int) -> None:
         """Begin the next segment, if this one is long or old enough. Right after a checkpoint."""
-        now = self._segments[-1]
+        now, first = self._segments[-1], tail.tree.size
         limits = self._limits
         if (
-            self._tree.size - now.first < limits.segment_entries
-            and self._bytes < limits.segment_bytes
+            first - now.first < limits.segment_entries
+            and tail.size_bytes < limits.segment_bytes
             and abs(now_s - now.t_s) < limits.segment_s
         ):
             return
@@ -357,29 +291,26 @@ class Ledger:
             now_s * NS_PER_S,
             "segment-begun",
             generation=self._generation,
-            bytes=self._bytes,
-            peaks=[peak.hex() for peak in self._tree.peaks],
+            bytes=tail.size_bytes,
+            peaks=[peak.hex() for peak in tail.tree.peaks],
         )
-        first = self._tree.size
         line = encode_line(first, begun)
-        fd = create_segment(self._directory, first, line)
-        os.close(self._fd)
-        self._fd = fd
-        path = self._directory / f"segment-{first:012d}.jsonl"
-        self._segments.append(Segment(path, first, now_s, self._generation, self._bytes))
-        self._tree = self._synced = self._tree.extended((leaf_hash(line),))
-        self._bytes = self._synced_bytes = len(line) + 1
-        self._head = (self._synced.size, self._synced.root())
-        self._checkpoint_size = self._synced.size
+        path, fd = create_segment(self._directory, first, line)
+        tail.close()
+        self._segments.append(Segment(path, first, now_s, self._generation, tail.size_bytes))
+        tree = tail.tree.extended((leaf_hash(line),))
+        self._tail = Tail(fd, tree, len(line) + 1)
+        self._head = (tree.size, tree.root())
+        self._checkpoint_size = tree.size
 
     def _retire(self, now_s: int) -> None:
-        if len(self._segments) < 2:
+        if self._tail is None or len(self._segments) < 2:
             return
         oldest, after = self._segments[:2]
-        total_bytes = self._bytes + sum(segment.before_bytes for segment in self._segments[1:])
+        before_bytes = sum(segment.before_bytes for segment in self._segments[1:])
         if after.t_s <= now_s - self._limits.retention_s:
             reason = "age"
-        elif total_bytes > self._limits.total_bytes:
+        elif before_bytes + self._tail.size_bytes > self._limits.total_bytes:
             reason = "space"
         else:
             return

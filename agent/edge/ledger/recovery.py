@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from agent.core.ledger import Head, Replay, encode_line
-from agent.core.ledgerevent import Event, event
+from agent.core.ledger import Entry, Head, Replay, encode_line, parse_line
+from agent.core.ledgerevent import OWN, Event, event
 from agent.core.merkle import EMPTY_ROOT
 from agent.core.model import NS_PER_S
 from agent.edge.ledger.segment import (
@@ -44,6 +44,7 @@ class Restored:
     Attributes:
         segments: At least one, in order.
         replay: The last segment, read.
+        last: The last entry that was not the ledger's own, or None.
         tail_bytes: How much of the last segment holds.
         torn_bytes: What stands behind it and is to be cut off.
         stillborn: A segment that a power cut kept from having a first line, or None.
@@ -51,6 +52,7 @@ class Restored:
 
     segments: list[Segment]
     replay: Replay
+    last: Entry | None
     tail_bytes: int
     torn_bytes: int
     stillborn: Path | None
@@ -97,9 +99,10 @@ def restore(directory: Path) -> Restored | None:
         replay = Replay(heads=(known.size,))
         rest = _replay(replay, data)
         _check_head(replay, known)
+        last = replay.last or _last_before(paths[:-1])
     except LedgerError as exc:
         raise DamagedLedger(exc, _last_known(paths, data, known)) from exc
-    return Restored(segments, replay, len(data) - rest, rest, stillborn)
+    return Restored(segments, replay, last, len(data) - rest, rest, stillborn)
 
 
 def begin(directory: Path, *, t_s: int, old: Head | None) -> Path | None:
@@ -120,7 +123,8 @@ def begin(directory: Path, *, t_s: int, old: Head | None) -> Path | None:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
     first = _first_event(t_s, old)
-    os.close(create_segment(fresh, 0, encode_line(0, first)))
+    _, fd = create_segment(fresh, 0, encode_line(0, first))
+    os.close(fd)
     aside = None
     if directory.exists() and any(directory.iterdir()):
         taken = {path.name for path in directory.parent.iterdir()}
@@ -183,6 +187,16 @@ def _replay(replay: Replay, data: bytes) -> int:
         replay.feed(written[at:end])
         at = end + 1
     return len(data) - at
+
+
+def _last_before(paths: list[Path]) -> Entry | None:
+    """Return the last entry of earlier segments that was not the ledger's own."""
+    for path in reversed(paths):
+        for line in reversed(path.read_bytes().splitlines()):
+            entry = parse_line(line)
+            if entry.name not in OWN:
+                return entry
+    return None
 
 
 def _check_head(replay: Replay, head: Head) -> None:

@@ -3,12 +3,12 @@
 import errno
 import fcntl
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import StoreBusy
 
-_STEP_BYTES = 16 * 1024
+_PAGE_BYTES = 4096
+_STEP_BYTES = 4 * _PAGE_BYTES
 # A quota (EDQUOT) or a file-size limit (EFBIG) is a full disk too.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -53,12 +53,16 @@ class Reserve:
         return True
 
     def fill(self) -> None:
-        """Take the room again, if there is any."""
-        if self._left == self._size:
-            return
-        with suppress(OSError):
-            os.posix_fallocate(self._fd, 0, self._size)
-            self._left = self._size
+        """Take the room again, as much as there is."""
+        step = self._size - self._left
+        while step > 0:
+            try:
+                os.posix_fallocate(self._fd, 0, self._left + step)
+            except OSError:
+                step = step // 2 if step >= 2 * _PAGE_BYTES else 0
+            else:
+                self._left += step
+                step = min(step, self._size - self._left)
 
     def close(self) -> None:
         """Let others in."""

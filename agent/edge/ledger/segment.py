@@ -11,7 +11,6 @@ Rules:
 
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +49,6 @@ def segment_paths(directory: Path) -> list[Path]:
         return []
 
 
-def read_segment(path: Path) -> Iterator[bytes]:
-    """Yield a segment's lines with their line feeds; the last may lack it."""
-    with path.open("rb") as file:
-        yield from file
-
-
 def first_line(path: Path) -> bytes | None:
     """Return the first line without its line feed, or None if it is not complete."""
     with path.open("rb") as file:
@@ -82,8 +75,8 @@ def open_segment(path: Path) -> int:
     return os.open(path, _APPEND)
 
 
-def create_segment(directory: Path, first: int, line: bytes) -> int:
-    """Create a segment with its first line, on disk, and return a descriptor that appends to it.
+def create_segment(directory: Path, first: int, line: bytes) -> tuple[Path, int]:
+    """Create a segment with its first line, on disk; return it and a descriptor that appends.
 
     Raises:
         OSError: The disk refused; there is no such segment.
@@ -101,7 +94,7 @@ def create_segment(directory: Path, first: int, line: bytes) -> int:
         with suppress(OSError):
             path.unlink()
         raise
-    return fd
+    return path, fd
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -29,9 +29,10 @@ CREATE TABLE restriction (
     jti TEXT PRIMARY KEY,
     iat_s INTEGER NOT NULL,
     mode TEXT NOT NULL CHECK (mode IN ('pause', 'revoke')),
-    grants TEXT NOT NULL,
-    taken_over INTEGER NOT NULL CHECK (taken_over IN (0, 1))
+    grants TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE taken_over (jti TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE document (name TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE local_stop (
     grant_id TEXT PRIMARY KEY,
     who TEXT NOT NULL,
@@ -99,7 +100,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 # In this order: a tombstone keeps its grant from being carried over as a live one.
 _SALVAGED = (
     *("policy", "tombstone", "live_grant", "sequence", "once_taken", "number"),
-    *("restriction", "local_stop"),
+    *("restriction", "taken_over", "local_stop", "document"),
 )
 
 _PRAGMAS: tuple[tuple[str, str, str | int], ...] = (

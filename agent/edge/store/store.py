@@ -17,7 +17,9 @@ Rules:
     spool       envelopes, each REFERENCES live_grant ON DELETE CASCADE
     once_taken  (grant_id, path) that gave its single sample; goes with the grant's end
     number      counters and other numbers by name
-    restriction restrict documents by jti, taken over by a policy or not
+    restriction restrict documents by jti
+    taken_over  jti of each that a policy took over
+    document    other signed documents in force, by name
     local_stop  grant_id or every grant, stopped at the vehicle
 """
 
@@ -192,6 +194,22 @@ class Store:
     def restrictions(self) -> tuple[StoredRestriction, ...]:
         """Return every restriction that has come, taken over or not, oldest first."""
         return overlays.restrictions(self._db)
+
+    def taken_over(self) -> frozenset[str]:
+        """Return every jti that a policy took over, whether its restriction has come or not."""
+        return overlays.taken_over(self._db)
+
+    def document(self, name: str) -> bytes | None:
+        """Return the signed document that is kept under a name, or None."""
+        return overlays.document(self._db, name)
+
+    def keep_document(self, name: str, body: bytes) -> None:
+        """Keep a signed document, such as the trust document, in the place of the one before.
+
+        Raises:
+            StoreError: The disk refused; the old one stays.
+        """
+        self._db.with_reserve(lambda: overlays.keep_document(self._db, name, body))
 
     def keep_restriction(self, restriction: StoredRestriction) -> None:
         """Keep a restriction; one that is known already stays as it is.

@@ -13,27 +13,26 @@ from joserfc.jwk import ECKey, OKPKey
 from jwcrypto.jwk import JWK
 from jwcrypto.jws import JWS
 
+from agent.cloud.signing import countersign, sign
 from agent.core.jws import (
     MAX_POLICY_BYTES,
+    POLICY_TYP,
+    RESTRICT_TYP,
+    TRUST_TYP,
+    Signer,
     Trust,
     parse_trust,
     unsafe_unverified_payload,
+    unsafe_unverified_typ,
+    verify_document,
     verify_policy_jws,
 )
-from agent.errors import BadSignature, KeyFileError, PolicyRejected
-from tests.policydoc import encoded, example, private_jwk
+from agent.core.trust import Role
+from agent.errors import BadSignature, PolicyRejected
+from tests.policydoc import encoded, example, private_jwk, trust_document
 
 PAYLOAD = encoded(example())
 ALGS = ["EdDSA", "ES256"]
-
-
-def trust_document(*algs: str) -> dict[str, Any]:
-    keys = []
-    for alg in algs or ALGS:
-        key = private_jwk(alg)
-        public = {name: key[name] for name in ("kty", "crv", "x", "y") if name in key}
-        keys.append({"kid": key["kid"], "alg": alg, "role": "policy", "jwk": public})
-    return {"v": 1, "keys": keys}
 
 
 def trust(*algs: str) -> Trust:
@@ -91,7 +90,7 @@ def test_a_key_that_is_not_trusted_cannot_sign() -> None:
         verify_policy_jws(by_pyjwt("ES256").encode(), trust("EdDSA"))
 
     assert info.value.reason == "unknown-key"
-    assert info.value.hint == "the trust file has policy-eddsa"
+    assert info.value.hint == "trusted are policy-eddsa"
 
 
 def test_the_kid_pins_the_key() -> None:
@@ -200,51 +199,133 @@ def test_a_mutated_header_is_refused_and_raises_nothing_else(changes: dict[str, 
         verify_policy_jws(b".".join([head, body, signature]), trust())
 
 
-def change_key(**members: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda document: document["keys"][0].update(members)
+EVERYBODY = trust_document()
+for _role, _seed in (("owner", 21), ("root", 31)):
+    for _alg in ALGS:
+        _key = private_jwk(_alg, seed=_seed, kid=f"{_role}-{_alg.lower()}")
+        EVERYBODY["keys"].append(
+            {
+                "kid": _key["kid"],
+                "alg": _alg,
+                "role": _role,
+                "jwk": {k: _key[k] for k in ("kty", "crv", "x", "y") if k in _key},
+            }
+        )
+WHOLE = parse_trust(encoded(EVERYBODY))
 
 
-def change_jwk(**members: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda document: document["keys"][0]["jwk"].update(members)
+def key_of(role: str, alg: str = "EdDSA") -> dict[str, Any]:
+    seed = {"policy": 7, "owner": 21, "root": 31}[role]
+    return private_jwk(alg, seed=seed, kid=f"{role}-{alg.lower()}")
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda d: d.update(v=2), "v is not 1"),
-        (lambda d: d.update(more=1), "unknown member 'more'"),
-        (lambda d: d.update(keys=[]), "keys is empty"),
-        (lambda d: d.pop("keys"), "keys is missing"),
-        (lambda d: d["keys"].append(d["keys"][0]), "kid 'policy-eddsa' stands twice"),
-        (change_key(alg="none"), "alg 'none', expected EdDSA or ES256"),
-        (change_key(alg="HS256"), "alg 'HS256'"),
-        (change_key(alg="ES256"), "jwk: it has other members"),
-        (change_key(role="root"), "role 'root', expected policy"),
-        (change_key(kid="a b"), "does not match"),
-        (change_key(jwk="x"), "a JWK is a JSON object"),
-        (change_jwk(d="AAAA"), "private key"),
-        (change_jwk(crv="Ed448"), "crv is not Ed25519"),
-        (change_jwk(x="AAAA"), "x is 3 bytes long, expected 32"),
-        (change_jwk(x="A" * 42 + "B"), "x: base64url is not canonical"),
-        (change_jwk(x="A" * 43 + "="), "no padding"),
-        (change_jwk(x="A" * 41), "cannot be 41 characters long"),
-        (change_jwk(x=None), "x is not text"),
-        (lambda d: d["keys"][1]["jwk"].update(x="A" * 43), "no point of P-256"),
-    ],
-)
-def test_a_trust_file_with_a_fault_is_refused(
-    change: Callable[[dict[str, Any]], object], says: str
-) -> None:
-    document = trust_document()
-    parse_trust(encoded(document))
-
-    change(document)
-
-    with pytest.raises(KeyFileError, match=says):
-        parse_trust(encoded(document))
+def signed(role: str, typ: str, alg: str = "EdDSA") -> str:
+    return sign(PAYLOAD, key_of(role, alg), typ=typ)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"null", b'{"v":1,"v":1,"keys":[]}', b"\xff"])
-def test_bytes_that_are_no_trust_file_are_refused(data: bytes) -> None:
-    with pytest.raises(KeyFileError, match="the trust file"):
-        parse_trust(data)
+def other_b64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+MAY_SIGN = {POLICY_TYP: {"policy"}, RESTRICT_TYP: {"policy", "owner"}, TRUST_TYP: {"root"}}
+
+
+@pytest.mark.parametrize("typ", MAY_SIGN)
+@pytest.mark.parametrize("role", ["policy", "owner", "root"])
+def test_the_kind_of_document_says_who_may_sign_it(typ: str, role: str) -> None:
+    token = signed(role, typ).encode()
+
+    assert unsafe_unverified_typ(token) == typ
+    if role in MAY_SIGN[typ]:
+        found = verify_document(token, WHOLE)
+        assert (found.typ, found.payload) == (typ, PAYLOAD)
+        assert found.signers == (Signer(f"{role}-eddsa", Role(role)),)
+        assert found.roles == {role}
+        return
+    with pytest.raises(BadSignature, match=f"has the role {role}") as info:
+        verify_document(token, WHOLE)
+    assert info.value.reason == "role"
+
+
+@pytest.mark.parametrize("first", ALGS)
+@pytest.mark.parametrize("second", ALGS)
+def test_the_owner_signs_beside_the_platform_over_the_same_payload(first: str, second: str) -> None:
+    """Each half, with the payload put back, is a JWS that other libraries verify."""
+    token = countersign(signed("policy", POLICY_TYP, first), key_of("owner", second))
+
+    found = verify_document(token.encode(), WHOLE)
+
+    assert found.payload == PAYLOAD == verify_policy_jws(token.encode(), WHOLE)
+    assert [signer.role for signer in found.signers] == [Role.POLICY, Role.OWNER]
+    assert found.roles == {Role.POLICY, Role.OWNER}
+    platform, owner = token.split("~")
+    attached = owner.replace("..", f".{platform.split('.')[1]}.")
+    for text, key in ((platform, key_of("policy", first)), (attached, key_of("owner", second))):
+        public = jwt.PyJWK({k: v for k, v in key.items() if k != "d"}, algorithm=key["alg"])
+        assert jwt.PyJWS().decode(text, public.key, algorithms=[key["alg"]]) == PAYLOAD
+    theirs = JWS()
+    theirs.deserialize(owner)
+    theirs.objects["payload"] = PAYLOAD
+    theirs.verify(JWK(**{k: v for k, v in key_of("owner", second).items() if k != "d"}))
+    assert json.loads(other_b64(owner.split(".")[0])) == {
+        "alg": second,
+        "kid": f"owner-{second.lower()}",
+        "typ": POLICY_TYP,
+    }
+
+
+def test_every_flipped_bit_of_the_second_signature_is_refused() -> None:
+    platform, owner = countersign(signed("policy", POLICY_TYP), key_of("owner")).split("~")
+    for place in range(len(owner)):
+        for bit in range(8):
+            forged = bytearray(owner.encode())
+            forged[place] ^= 1 << bit
+            with pytest.raises(PolicyRejected):
+                verify_document(platform.encode() + b"~" + forged, WHOLE)
+
+
+def test_a_second_signature_is_for_one_policy_only() -> None:
+    other = sign(PAYLOAD + b" ", key_of("policy"), typ=POLICY_TYP)
+    owner = countersign(other, key_of("owner")).split("~")[1]
+
+    with pytest.raises(BadSignature) as info:
+        verify_document(f"{signed('policy', POLICY_TYP)}~{owner}".encode(), WHOLE)
+
+    assert info.value.reason == "signature"
+
+
+@pytest.mark.parametrize("second", ["policy", "root"])
+def test_only_an_owner_signs_beside_the_platform(second: str) -> None:
+    key = {**key_of(second), "kid": f"{second}-es256"} if second == "policy" else key_of(second)
+    if second == "policy":
+        key = key_of("policy", "ES256")
+    token = countersign(signed("policy", POLICY_TYP), key)
+
+    with pytest.raises(BadSignature) as info:
+        verify_document(token.encode(), WHOLE)
+
+    assert info.value.reason == "role"
+
+
+def test_the_platform_cannot_stand_behind_the_owner() -> None:
+    token = countersign(signed("owner", POLICY_TYP), key_of("policy"))
+
+    with pytest.raises(BadSignature) as info:
+        verify_document(token.encode(), WHOLE)
+
+    assert info.value.reason == "role"
+
+
+def test_a_restrict_document_is_no_policy() -> None:
+    with pytest.raises(PolicyRejected, match="expected consent-policy") as info:
+        verify_policy_jws(signed("policy", RESTRICT_TYP).encode(), WHOLE)
+
+    assert info.value.reason == "header"
+
+
+def test_only_a_policy_with_one_signature_is_countersigned() -> None:
+    twice = countersign(signed("policy", POLICY_TYP), key_of("owner"))
+
+    for token in (twice, signed("policy", RESTRICT_TYP), signed("root", TRUST_TYP)):
+        with pytest.raises(PolicyRejected, match="only a policy with one signature"):
+            countersign(token, key_of("owner", "ES256"))

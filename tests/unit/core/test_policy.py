@@ -641,7 +641,7 @@ REASONS = frozenset(
 def test_every_reason_in_the_code_is_in_the_document_and_no_other() -> None:
     core = ROOT / "agent" / "core"
     names = ("strictjson", "member", "recipient", "constraint", "timewindow", "policy", "jws")
-    names += ("admission",)
+    names += ("admission", "trust", "restrict", "expansion")
     used = {
         reason
         for name in names

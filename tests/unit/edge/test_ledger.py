@@ -114,6 +114,18 @@ def test_the_end_of_the_last_run_is_told(place: Path) -> None:
         assert ledger.ended_cleanly
 
 
+@pytest.mark.parametrize("name", ["stopped", "crash-noticed"])
+def test_the_end_of_the_last_run_is_told_across_segments(place: Path, name: str) -> None:
+    with opened(place, segment_entries=1) as ledger:
+        ledger.append(event(NOW_NS, name, reason="signal"), durable=True)
+        ledger.checkpoint(NOW_NS, device())
+        ledger.checkpoint(NOW_NS, device())
+    assert names(place)[-1] == "segment-begun"
+
+    with opened(place) as ledger:
+        assert ledger.ended_cleanly == (name == "stopped")
+
+
 def test_a_second_process_is_kept_out(place: Path) -> None:
     with opened(place), pytest.raises(StoreBusy, match="held by another process"):
         opened(place)
@@ -449,4 +461,5 @@ def test_memory_does_not_grow_with_the_ledger(place: Path) -> None:
     with opened(place) as ledger:
         for number in range(5_000):
             ledger.append(happened(number), durable=False)
-        assert len(ledger._tree.peaks) <= 13
+        assert ledger._tail is not None
+        assert len(ledger._tail.tree.peaks) <= 13

@@ -63,9 +63,30 @@ def test_a_state_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> N
     with Store.open(tmp_path / "state") as store:
         store.apply_policy(policy(1), [LiveGrant("a", 1)], [], 0)
     db = sqlite3.connect(tmp_path / "state" / "state.db")
-    db.executescript("DROP TABLE restriction; DROP TABLE local_stop; PRAGMA user_version = 1")
+    db.executescript(
+        "DROP TABLE restriction; DROP TABLE local_stop;"
+        "DROP TABLE taken_over; DROP TABLE document; PRAGMA user_version = 1"
+    )
     db.close()
     with Store.open(tmp_path / "state") as store:
         assert store.live_grants() == (LiveGrant("a", 1),)
         store.keep_restriction(PAUSE)
         assert store.restrictions() == (PAUSE,)
+
+
+def test_what_was_taken_over_before_it_came_is_without_effect(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "state") as store:
+        store.apply_policy(policy(1), [LiveGrant("a", 1)], [], 0, taken_over=["r-1"])
+        assert store.restrictions() == ()
+        store.keep_restriction(PAUSE)
+        assert [r.taken_over for r in store.restrictions()] == [True]
+        assert store.taken_over() == {"r-1"}
+
+
+def test_a_document_is_kept_in_the_place_of_the_one_before(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "state") as store:
+        assert store.document("trust") is None
+        store.keep_document("trust", b"one")
+        store.keep_document("trust", b"two")
+    with Store.open(tmp_path / "state") as store:
+        assert store.document("trust") == b"two"

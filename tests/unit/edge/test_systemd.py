@@ -54,11 +54,13 @@ def test_a_reload_is_stamped_with_the_monotonic_clock(unit: Unit, listener: sock
 
 def test_the_end_and_the_watchdog_are_told(unit: Unit, listener: socket.socket) -> None:
     unit.stopping()
-    fed = unit.feed("1 grant live")
+    unit.say("1 grant live")
+    fed = unit.feed()
 
     assert heard(listener)[0] == "STOPPING=1"
+    assert heard(listener) == ["STATUS=1 grant live"]
     assert fed
-    assert heard(listener) == ["WATCHDOG=1", "STATUS=1 grant live"]
+    assert heard(listener) == ["WATCHDOG=1"]
 
 
 def test_a_kept_descriptor_replaces_its_forerunner_and_is_not_polled(
@@ -88,7 +90,7 @@ def test_without_systemd_every_call_does_nothing() -> None:
     unit.keep("can-body", 0)
 
     assert not unit.is_there
-    assert not unit.feed("")
+    assert not unit.feed()
     assert unit.watchdog_s is None
     assert unit.take("can-body") is None
     assert unit.drop_rest() == []
@@ -97,7 +99,7 @@ def test_without_systemd_every_call_does_nothing() -> None:
 def test_a_systemd_that_is_gone_is_told_in_the_log_and_ends_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fed = Unit(str(tmp_path / "gone")).feed("")
+    fed = Unit(str(tmp_path / "gone")).feed()
 
     assert not fed
     assert [record.message for record in caplog.records] == ["systemd did not take a message"]

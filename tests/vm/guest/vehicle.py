@@ -1,0 +1,199 @@
+"""A vehicle in the guest as docs/install.md sets it up: program, unit, broker; and its bus."""
+
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from agent.core.model import Sample
+from agent.demo.broker import Broker
+from agent.demo.judge import Auditor
+from tests import car, docs
+from tests.cloud import VEHICLE, Cloud
+
+WAIT_S = 30.0
+SETTINGS = Path("/etc/consentry")
+SOURCE = Path("/src")
+PATH = "Vehicle.TraveledDistance"
+
+TOML = """
+[vehicle]
+id = "{vehicle}"
+trust = "trust.json"
+[keys]
+device = "/etc/consentry/device.jwk"
+[[bus]]
+name = "body"
+interface = "socketcan"
+channel = "vcan0"
+dbc = ["vehicle.dbc"]
+mapping = "vehicle.vspec"
+[batch]
+max_age_s = {max_age_s}
+[uplink]
+host = "localhost"
+port = {port}
+ca = "broker-ca.pem"
+certificate = "vehicle.pem"
+private_key = "vehicle.key"
+max_backoff_s = 2.0
+[time]
+synchronised = "always"
+"""
+
+
+def sh(command: str, *, check: bool = True) -> str:
+    """Run a command as root; return what it wrote."""
+    done = subprocess.run(
+        ["bash", "-c", command], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert not check or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return (done.stdout + done.stderr).strip()
+
+
+def documented(heading: str) -> str:
+    """Return the commands that docs/install.md gives under a heading."""
+    text = (SOURCE / "docs" / "install.md").read_text()
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return "\n".join(docs.blocks(section))
+
+
+def install() -> None:
+    """Install offline from a folder of wheels, as the document says."""
+    checkout = Path("/run/checkout")
+    wheels = checkout / "wheels"
+    sh(f"cp -r /src {checkout}; cp -r /opt/wheels {wheels}; cp /src/wheel/*.whl {wheels}")
+    sh(f"cd {checkout}; {documented('Install')}")
+    shutil.rmtree(checkout)
+
+
+class Vehicle:
+    """One vehicle: settings, broker, unit. What goes out is opened with the recipient's key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.started = ""
+        self.cloud = Cloud()
+        self.cloud.now_s = int(time.time())
+        self.broker = Broker(folder / "broker")
+        self.broker.start()
+        self.auditor = Auditor(port=self.broker.port, tls=self.broker.tls("auditor"))
+        self.auditor.__enter__()
+        settings = folder / "settings"
+        settings.mkdir()
+        self.cloud.write_files(settings)
+        self.broker.write_client(VEHICLE, settings)
+        (settings / "ca.pem").rename(settings / "broker-ca.pem")
+        (settings / "client.pem").rename(settings / "vehicle.pem")
+        (settings / "client.key").rename(settings / "vehicle.key")
+        (settings / "vehicle.dbc").write_bytes(car.DBC)
+        (settings / "vehicle.vspec").write_bytes(car.MAPPING)
+        self.configure()
+        install_files, check = documented("Settings").split("\n\n")
+        sh(f"cd {settings}; {install_files}")
+        self.found = sh(check)
+
+    def configure(self, *, max_age_s: float = 1.0) -> None:
+        (SETTINGS / "agent.toml").write_text(
+            TOML.format(vehicle=VEHICLE, port=self.broker.port, max_age_s=max_age_s)
+        )
+
+    def close(self) -> None:
+        sh("systemctl stop consentry", check=False)
+        self.auditor.__exit__(None, None, None)
+        self.broker.stop()
+
+    def consent(self, **members: Any) -> None:
+        """Grant the number on the bus to a recipient, every frame of it."""
+        token = self.cloud.policy(
+            self.cloud.grant({"read_odometer": {"min_interval_s": 0}}, **members)
+        )
+        before = self.answers()
+        push(self.broker, token)
+        wait_for("the answer", lambda: self.answers() > before)
+
+    def answers(self) -> int:
+        return sum(item.topic.endswith("/policy/ack") for item in self.auditor.seen())
+
+    def samples(self) -> list[Sample]:
+        """Return what reached the recipient, without repeated envelopes, by time."""
+        envelopes = dict.fromkeys(
+            item.payload for item in self.auditor.seen() if "/data/" in item.topic
+        )
+        found = [s for e in envelopes for s in self.cloud.open(e).samples("fleet")]
+        return sorted(found, key=lambda sample: sample.t_ns)
+
+    def numbers(self, since: int = 0) -> list[int]:
+        """Return the numbers that reached the recipient, from one on, in order of time."""
+        return [int(s.value) for s in self.samples() if s.path == PATH and s.value >= since]
+
+    @property
+    def pid(self) -> int:
+        return int(self.show("MainPID"))
+
+    def show(self, name: str) -> str:
+        return sh(f"systemctl show consentry -p {name} --value")
+
+    def log(self) -> str:
+        return sh("journalctl -u consentry -o cat --no-pager")
+
+
+def push(broker: Broker, token: str) -> None:
+    import paho.mqtt.client as mqtt  # noqa: PLC0415 - as tests/rig.py does
+
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client.tls_set_context(broker.tls("platform"))
+    client.connect("localhost", broker.port)
+    client.loop_start()
+    client.publish(f"consentry/v1/{VEHICLE}/policy", token, qos=1, retain=True).wait_for_publish(
+        WAIT_S
+    )
+    client.disconnect()
+    client.loop_stop()
+
+
+class Numbers:
+    """Sends numbered frames at a rate until the block ends, from a thread."""
+
+    def __init__(self, first: int, *, per_s: int = 2000, bus: str = "vcan0") -> None:
+        self.first = first
+        self.next = first
+        self._per_s = per_s
+        self._sock = socket.socket(socket.AF_CAN, socket.SOCK_RAW, socket.CAN_RAW)
+        self._sock.setsockopt(socket.SOL_CAN_RAW, socket.CAN_RAW_FILTER, b"")  # It reads nothing.
+        self._sock.bind((bus,))
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._sock.close()
+
+    def _run(self) -> None:
+        begun = time.monotonic()
+        while not self._done.is_set():
+            due = self.first + int((time.monotonic() - begun) * self._per_s)
+            while self.next < due:
+                self._sock.send(struct.pack("=IB3xI4x", car.ODOMETER_ID, 4, self.next))
+                self.next += 1
+            time.sleep(0.005)
+
+
+def wait_for(what: str, condition: Any) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError(
+        f"waited {WAIT_S:.0f} s in vain for: {what}\n"
+        + sh("journalctl -u consentry -o cat --no-pager -n 40", check=False)
+    )
