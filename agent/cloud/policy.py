@@ -4,7 +4,8 @@ A policy is a plain dict here, as it goes on the wire; every function returns a 
 its arguments alone. Time is an argument, in whole seconds since the epoch.
 
 Rules that the vehicle holds the platform to, and that these helpers keep:
- * Every change of the policy raises `ver`; every change of a grant raises its `rev`.
+ * Every change of the policy raises `ver`; every change of a grant but that of its state raises its
+   `rev`, and what was stored under the lower one is erased.
  * A withdrawn grant stays in the policy as a tombstone and never comes back under its id.
  * What is left out of the next policy is revoked by that.
 """
@@ -235,7 +236,6 @@ def _with_state(policy: Mapping[str, Any], grant_id: str, state: str, *, iat_s: 
             hint="renewed consent is a new grant with a new grant_id",
         )
     found["state"] = state
-    found["rev"] = found.get("rev", 1) + 1
     return document
 
 

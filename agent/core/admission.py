@@ -8,16 +8,23 @@ Rules:
    stories: the first stays.
  * A policy from the future of a synchronised clock is refused, so that one wrong date does not
    lift the floor of time for good.
+ * A grant that says something else than before has a higher `rev`.
  * Expiry is not checked: an expired policy grants nothing, but still guards against rollback.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum, auto
 
 from agent.core.model import NS_PER_S
-from agent.core.policy import GrantState, Policy
+from agent.core.policy import Grant, GrantState, Policy
 from agent.errors import PolicyRejected, Rollback, WrongVehicle
 
+# All that a grant says, but for its name, its revision and its state: attribute → member.
+_TERMS = {
+    field.name: {"recipient_id": "recipient"}.get(field.name, field.name)
+    for field in fields(Grant)
+    if field.name not in {"grant_id", "rev", "state"}
+} | {"nbf_s": "nbf", "exp_s": "exp", "retention_s": "retention"}
 MAX_IAT_AHEAD_NS = 86_400 * NS_PER_S
 
 
@@ -85,25 +92,29 @@ def admit(
 
 
 def check_revisions(policy: Policy, *, before: Policy | None) -> None:
-    """Raise where a grant gives something else than before under the same revision.
+    """Raise where a grant says something else than before under the same revision.
 
     What lies in the spool was collected and sealed under (grant, revision): one that is used again
-    would send it under a consent that it was not collected under.
+    would send it under a consent that it was not collected under. That holds for everything that a
+    grant says, its consent record included, but for its `state`: a pause keeps what is stored.
 
     Raises:
-        PolicyRejected: With reason `rev`.
+        PolicyRejected: With reason `rev`; names what changed.
     """
     known = {grant.grant_id: grant for grant in (before.grants if before is not None else ())}
     for grant in policy.grants:
         old = known.get(grant.grant_id)
         if old is None or GrantState.REVOKED in (grant.state, old.state):
             continue
-        given, gave = ((g.recipient_id, g.details) for g in (grant, old))
-        if grant.rev < old.rev or (grant.rev == old.rev and given != gave):
+        changed = [
+            told for term, told in _TERMS.items() if getattr(grant, term) != getattr(old, term)
+        ]
+        if grant.rev < old.rev or (grant.rev == old.rev and changed):
             raise PolicyRejected(
-                f"grant {grant.grant_id} changed, but its rev is {grant.rev} after {old.rev}",
+                f"grant {grant.grant_id} changed ({', '.join(changed) or 'rev'}), but its rev is "
+                f"{grant.rev} after {old.rev}",
                 reason="rev",
-                hint="raise rev with every change of a grant",
+                hint="raise rev with every change of a grant but that of its state",
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent import errors
-from agent.core.admission import Admission, InForce, admit
+from agent.core.admission import Admission, InForce, admit, check_revisions
 from agent.core.catalogue import parse_catalogue
 from agent.core.jws import parse_trust, verify_policy_jws
 from agent.core.policy import Policy, parse_policy, parse_unsigned_policy
@@ -148,3 +148,51 @@ def test_an_unsigned_policy_is_for_no_vehicle() -> None:
 
     with pytest.raises(WrongVehicle):
         offer(bare)
+
+
+def revised(**members: Any) -> Policy:
+    document = example()
+    document["grants"][0].update(members)
+    return parse_policy(encoded(document), catalogue())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("recipient", "insurer"),
+        ("nbf", T0_S + 1),
+        ("exp", T0_S + 7_785_599),
+        ("offline_s", 86_399),
+        ("purposes", ["dpv:Marketing"]),
+        ("retention", "P29D"),
+        ("record", {"id": "cr_8", "sha256": "ab" * 32}),
+        ("combine", [["read_speedometer", "read_location"]]),
+        (
+            "details",
+            [
+                {"scope": "read_location"},
+                {"scope": "read_odometer"},
+                {"scope": "read_speedometer", "constraints": {"quantum": 10}},
+            ],
+        ),
+    ],
+)
+def test_whatever_a_grant_says_anew_needs_a_higher_rev(name: str, value: object) -> None:
+    with pytest.raises(PolicyRejected, match=f"gr_01JD changed \\({name}\\), .* 3 after 3") as info:
+        check_revisions(revised(**{name: value}), before=revised())
+
+    assert info.value.reason == "rev"
+    check_revisions(revised(**{name: value}, rev=4), before=revised())
+    check_revisions(revised(**{name: value}), before=None)
+
+
+def test_a_rev_never_falls() -> None:
+    with pytest.raises(PolicyRejected, match="changed \\(rev\\), but its rev is 2 after 3"):
+        check_revisions(revised(rev=2), before=revised())
+
+
+def test_the_state_of_a_grant_changes_under_its_rev() -> None:
+    """So that a pause keeps what is stored, and an end needs no number."""
+    for state in ("paused", "revoked"):
+        check_revisions(revised(state=state), before=revised())
+        check_revisions(revised(), before=revised(state=state))
