@@ -117,7 +117,7 @@ def load_parts(config: Config) -> Parts:
     catalogue = faults.keep(lambda: _catalogue(config))
     buses = [_bus(bus, config.switch, catalogue, faults) for bus in config.bus]
     device = faults.keep(lambda: load_device_key(config.keys.device))
-    trust = faults.keep(lambda: load_trust(config.vehicle.trust))
+    trust = faults.keep(lambda: load_trust(config.vehicle.trust, catalogue))
     uplink = faults.keep(lambda: _uplink_config(config))
     permissions = faults.keep(lambda: _permissions(config.control))
     group = config.control.group

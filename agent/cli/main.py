@@ -25,7 +25,7 @@ _COMMANDS = {
     "open": "Open envelopes with a recipient's key.",
     "pause": "Stop collecting and publishing at once, at the vehicle.",
     "play": "Put recorded logs onto a bus, for engineers.",
-    "policy": "Write, sign and verify policies.",
+    "policy": "Write, sign, compare and verify policies, and sign restrictions.",
     "receive": "Receive and open a recipient's envelopes from a broker.",
     "replay": "Print what would leave the vehicle for recorded logs.",
     "restrict": "Hand over a restrict document at the vehicle.",

@@ -1,7 +1,6 @@
-"""`consentry policy`: write, sign and verify policies, on the platform's side."""
+"""`consentry policy`: write and sign policies and restrict documents, on the platform's side."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +9,16 @@ from typing import Any
 import click
 
 from agent.cli.main import EXIT_OK
-from agent.cli.output import result_file, write_json
+from agent.cli.output import note, result_file
+from agent.cli.policyview import diff, grant_lines, lint, load_scopes, verify
 from agent.cloud import policy as cloud
 from agent.cloud.keys import load_key
-from agent.core.catalogue import Catalogue
-from agent.core.jws import verify_policy_jws
-from agent.core.policy import Policy, parse_policy
-from agent.edge.files import load_catalogue, load_trust, read_file
-from agent.errors import WrongVehicle
-from agent.resources import shipped
+from agent.cloud.restrict import new_restriction, sign_restriction
+from agent.cloud.signing import countersign as countersign_token
+from agent.core.jws import unsafe_unverified_payload
+from agent.core.policy import parse_policy
+from agent.core.restrict import RestrictionMode
+from agent.edge.files import read_file
 
 _FILE = click.Path(path_type=Path)
 _catalogue = click.option("--catalogue", type=_FILE, help="Default: the one we ship.")
@@ -27,7 +27,7 @@ _out = click.option("--out", type=_FILE, help="Write there instead of stdout.")
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Write, sign and verify policies."""
+    """Write, sign, compare and verify policies, and sign restrictions."""
 
 
 @command.command(short_help="Write a first policy as JSON.")
@@ -71,7 +71,7 @@ def new(  # noqa: PLR0913 - one argument per option
     out: Path | None,
 ) -> int:
     """Write a first policy as JSON, to be edited and signed."""
-    scopes = _load_catalogue(catalogue)
+    scopes = load_scopes(catalogue)
     now_s = int(time.time())
     exp_s = now_s + days * cloud.DAY_S
     combined = _combined(combines, [text.partition("=")[0] for text in grants])
@@ -101,7 +101,7 @@ def new(  # noqa: PLR0913 - one argument per option
 def revoke(*, policy: Path, grant_id: str, catalogue: Path | None, out: Path | None) -> int:
     """Write the next version of a POLICY (JSON), in which GRANT_ID is withdrawn for good."""
     data = read_file(policy, "the policy")
-    parse_policy(data, _load_catalogue(catalogue))
+    parse_policy(data, load_scopes(catalogue))
     document = cloud.revoke(json.loads(data), grant_id, iat_s=int(time.time()))
     with result_file(out) as file:
         file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
@@ -116,37 +116,63 @@ def revoke(*, policy: Path, grant_id: str, catalogue: Path | None, out: Path | N
 def sign(*, policy: Path, key: Path, catalogue: Path | None, out: Path | None) -> int:
     """Sign a POLICY (JSON); what a vehicle would refuse is not signed."""
     data = read_file(policy, "the policy")
-    token = cloud.sign_policy(data.strip(), load_key(key), catalogue=_load_catalogue(catalogue))
+    token = cloud.sign_policy(data.strip(), load_key(key), catalogue=load_scopes(catalogue))
     with result_file(out) as file:
         file.write(token + "\n")
     return EXIT_OK
 
 
-@command.command(short_help="Check a signed policy as a vehicle would.")
+@command.command(short_help="Add the owner's signature to a signed policy.")
 @click.argument("policy", type=_FILE)
-@click.option("--trust", required=True, type=_FILE, help="The vehicle's trust file.")
-@click.option("--vehicle", help="Also check that it is for this vehicle.")
+@click.option("--key", required=True, type=_FILE, help="The owner's private key.")
 @_catalogue
-@click.option("--json", "as_json", is_flag=True)
-def verify(
-    *, policy: Path, trust: Path, vehicle: str | None, catalogue: Path | None, as_json: bool
-) -> int:
-    """Check a signed POLICY as a vehicle would, and tell what it grants; status 3 if refused."""
+@_out
+def countersign(*, policy: Path, key: Path, catalogue: Path | None, out: Path | None) -> int:
+    """Add the owner's signature to a signed POLICY; tells on stderr what it grants.
+
+    `consentry policy diff` shows before what it changes.
+    """
     token = read_file(policy, "the policy").strip()
-    parsed = parse_policy(verify_policy_jws(token, load_trust(trust)), _load_catalogue(catalogue))
-    if vehicle is not None and parsed.aud != vehicle:
-        raise WrongVehicle(
-            f"the policy is for vehicle {parsed.aud}, expected {vehicle}", reason="vehicle"
-        )
-    if as_json:
-        write_json(sys.stdout, _told(parsed))
-    else:
-        _print(parsed)
+    found = parse_policy(unsafe_unverified_payload(token), load_scopes(catalogue))
+    both = countersign_token(token.decode("ascii"), load_key(key))
+    note(f"countersigned: policy {found.epoch}.{found.ver} for vehicle {found.aud}")
+    for line in grant_lines(found):
+        note(line)
+    with result_file(out) as file:
+        file.write(both + "\n")
     return EXIT_OK
 
 
-def _load_catalogue(path: Path | None) -> Catalogue:
-    return load_catalogue(path or shipped("config/catalogue.json"))
+@command.command(short_help="Sign a restriction beside the policy.")
+@click.option("--vehicle", required=True, help="The vehicle's pseudonym.")
+@click.option(
+    "--mode",
+    required=True,
+    type=click.Choice(["pause", "revoke"]),
+    help="pause: until a policy takes it over. revoke: for good.",
+)
+@click.option("--grant", "grants", multiple=True, help="What it takes away; several. Default: all.")
+@click.option("--key", required=True, type=_FILE, help="Private key of the platform or the owner.")
+@_out
+def restrict(
+    *,
+    vehicle: str,
+    mode: RestrictionMode,
+    grants: tuple[str, ...],
+    key: Path,
+    out: Path | None,
+) -> int:
+    """Sign a restrict document: it takes grants away at once, beside the policy."""
+    document = new_restriction(vehicle=vehicle, mode=mode, grants=grants, iat_s=int(time.time()))
+    token = sign_restriction(document, load_key(key))
+    note(f"restrict document {document['jti']}: {mode} of {', '.join(grants) or 'every grant'}")
+    with result_file(out) as file:
+        file.write(token + "\n")
+    return EXIT_OK
+
+
+for _viewer in (diff, lint, verify):
+    command.add_command(_viewer)
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -184,37 +210,3 @@ def _grant(
         retention="P30D",
         combine=combined.get(grant_id, ()),
     )
-
-
-def _told(policy: Policy) -> dict[str, Any]:
-    return {
-        "vehicle": policy.aud,
-        "epoch": policy.epoch,
-        "ver": policy.ver,
-        "iat": policy.iat_s,
-        "nbf": policy.nbf_s,
-        "exp": policy.exp_s,
-        "payload_sha256": policy.payload_sha256,
-        "live_now": [grant.grant_id for grant in policy.live_grants(time.time_ns())],
-        "grants": [
-            {
-                "grant_id": grant.grant_id,
-                "state": str(grant.state),
-                "recipient": grant.recipient_id,
-                "scopes": [detail.scope for detail in grant.details],
-            }
-            for grant in policy.grants
-        ],
-    }
-
-
-def _print(policy: Policy) -> None:
-    told = _told(policy)
-    click.echo(f"policy {policy.epoch}.{policy.ver} for vehicle {policy.aud}: signature holds")
-    for grant in told["grants"]:
-        live = "live" if grant["grant_id"] in told["live_now"] else "not live"
-        scopes = ", ".join(grant["scopes"]) or "-"
-        click.echo(
-            f"  {grant['grant_id']}  {grant['state']} ({live})  "
-            f"{grant['recipient'] or '-'}: {scopes}"
-        )

@@ -44,7 +44,9 @@ def make_device_key(kid: str, alg: str = "EdDSA") -> Jwk:
 
 
 def make_policy_key(kid: str, alg: str = "EdDSA") -> Jwk:
-    """Return a new private key that a platform signs policies with.
+    """Return a new private key that documents for vehicles are signed with.
+
+    Whether it is the platform's, the owner's or a root key is said by the trust file alone.
 
     Args:
         kid: The key's name.

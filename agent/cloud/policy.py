@@ -36,6 +36,7 @@ __all__ = [
     "resume",
     "revoke",
     "sign_policy",
+    "take_over",
     "trust_file",
 ]
 
@@ -198,6 +199,16 @@ def resume(policy: Mapping[str, Any], grant_id: str, *, iat_s: int) -> Document:
         AgentError: The policy has no such grant, or it is revoked.
     """
     return _with_state(policy, grant_id, "active", iat_s=iat_s)
+
+
+def take_over(policy: Mapping[str, Any], *jtis: str, iat_s: int) -> Document:
+    """Return the next version, which stands for restrict documents from now on.
+
+    Its grants must say themselves what the documents wanted; see `pause` and `revoke`.
+    """
+    document = next_version(policy, iat_s=iat_s)
+    document["taken_over"] = list(dict.fromkeys([*document.get("taken_over", ()), *jtis]))
+    return document
 
 
 def sign_policy(

@@ -56,9 +56,19 @@ def load_mapping(path: Path) -> VehicleMapping:
     return parse_mapping(read_file(path, "the mapping"), name=path.name)
 
 
-def load_trust(path: Path) -> Trust:
-    """Return the keys that may sign policies; raises KeyFileError or ConfigError."""
-    return parse_trust(read_file(path, "the trust file"))
+def load_trust(path: Path, catalogue: Catalogue | None = None) -> Trust:
+    """Return who may sign for a vehicle.
+
+    Args:
+        path: The trust file.
+        catalogue: Where given, `owner_needed_for` must name classes of it.
+
+    Raises:
+        KeyFileError: It is no trust file.
+        ConfigError: It cannot be read.
+    """
+    classes = None if catalogue is None else catalogue.classes
+    return parse_trust(read_file(path, "the trust file"), classes=classes)
 
 
 def load_policy(path: Path, catalogue: Catalogue, *, trust: Trust | None) -> LoadedPolicy:

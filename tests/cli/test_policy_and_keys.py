@@ -91,6 +91,8 @@ def test_the_whole_way_from_keys_to_samples(desk: Desk, broker: Broker) -> None:
     ("role", "options", "shape"),
     [
         ("policy", [], {"kty": "OKP", "crv": "Ed25519"}),
+        ("owner", ["--alg", "ES256"], {"kty": "EC", "crv": "P-256"}),
+        ("root", [], {"kty": "OKP", "crv": "Ed25519"}),
         ("device", ["--alg", "ES256"], {"kty": "EC", "crv": "P-256"}),
         ("recipient", [], {"kty": "EC", "crv": "P-256"}),
     ],
@@ -128,7 +130,7 @@ def test_keys_are_never_overwritten(there: str, tmp_path: Path, capsys: Capsys) 
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
-        (["keys", "new", "owner", "kid-1", "--out", "x"], 2),
+        (["keys", "new", "driver", "kid-1", "--out", "x"], 2),
         (["keys", "new", "device", "a b", "--out", "x"], 1),
         (["keys", "new", "device", "kid-1"], 2),
         (["keys", "new", "device", "kid-1", "--out", "nowhere/x"], 1),
@@ -253,9 +255,11 @@ def test_verify_tells_people_and_programs_what_a_policy_grants(desk: Desk, capsy
 
     assert told.splitlines() == [
         f"policy 1.1 for vehicle {VEHICLE}: signature holds",
+        "  signed by platform-1 (policy)",
         f"  {GRANT}  active (live)  {RECIPIENT}: read_odometer, read_location",
     ]
     assert (found["vehicle"], found["epoch"], found["ver"]) == (VEHICLE, 1, 1)
+    assert found["signers"] == [{"kid": "platform-1", "role": "policy"}]
     assert found["live_now"] == [GRANT]
     assert found["grants"] == [
         {
