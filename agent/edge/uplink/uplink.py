@@ -80,12 +80,6 @@ class Uplink:
         return self._thread.is_alive() and not self._dead
 
     @property
-    def is_up(self) -> bool:
-        """Whether there is a connection that can publish."""
-        with self._lock:
-            return self._connection is not None
-
-    @property
     def last_moved_ns(self) -> int:
         """When the thread last went round its loop, on the monotonic clock in ns."""
         now_ns = time.monotonic_ns()
