@@ -40,6 +40,7 @@ lock: venv ## Pin what pyproject.toml asks for; UPGRADE=1 takes the newest relea
 
 bench: venv ## Measure speed and size against cantools and JSON.
 	$(BIN)/python -m tests.bench.bench_pipeline --captures $(CAPTURES)
+	$(BIN)/python -m tests.bench.bench_ledger
 
 test-matrix: ## Run the unit tests on every installed Python of 3.11, 3.12, 3.13.
 	@scripts/test-matrix $(PYTEST_ARGS)

@@ -126,7 +126,7 @@ def _parsed(line: bytes, names: set[str]) -> dict[str, Any]:
     if int(match[1], 16) != zlib.crc32(body):
         raise LedgerError("its check value does not hold: the line was altered")
     try:
-        value: Any = json.loads(body)
+        value: Any = json.loads(body.decode("ascii"))
         # One spelling: what reads alike but is spelled otherwise is another line. This also
         # refuses names that stand twice, as they come out once.
         is_spelled_so = _encode(value).encode("ascii") == body
@@ -183,7 +183,7 @@ class Replay:
         self._wanted = set(heads)
         self._devices = devices
         self._begins = True
-        self._segment_bytes = 0
+        self._segment_bytes = self._segment_crc = 0
 
     def want(self, size: int) -> None:
         """Ask for the root at a size that is still to come."""
@@ -213,8 +213,24 @@ class Replay:
             self.last = entry
         self.tree = self.tree.extended((leaf_hash(line),))
         self._segment_bytes += len(line) + 1
+        self._segment_crc = zlib.crc32(line + b"\n", self._segment_crc)
         self._note()
         return entry
+
+    def check_head(self, head: Head) -> None:
+        """Hold what was read against a head of this very ledger; its size was asked for.
+
+        Raises:
+            LedgerError: Another ledger, or less of it, was read than the head names.
+        """
+        if head.generation != self.generation:
+            raise LedgerError(
+                f"the head is of generation {head.generation}, the ledger of {self.generation}"
+            )
+        if head.size > self.tree.size:
+            raise LedgerError(f"it has {self.tree.size} entries, expected at least {head.size}")
+        if self.heads.get(head.size, head.root) != head.root:
+            raise LedgerError(f"its first {head.size} entries are not those of the head")
 
     def _begin(self, entry: Entry) -> None:
         first = self.retired is None
@@ -230,14 +246,15 @@ class Replay:
                 self.tree = stood
             elif stood != self.tree:
                 raise LedgerError("the segment does not begin where the one before it ends")
-            if not first and facts["bytes"] != self._segment_bytes:
-                raise LedgerError("the segment before has another length than it had")
+            before = (self._segment_bytes, f"{self._segment_crc:08x}")
+            if not first and (facts["bytes"], facts["crc"]) != before:
+                raise LedgerError("the segment before is not what it was")
         if first:
             self.retired, self.generation = self.tree, facts["generation"]
             self._note()
         elif facts["generation"] != self.generation:
             raise LedgerError("the segment belongs to another ledger")
-        self._segment_bytes = 0
+        self._segment_bytes = self._segment_crc = 0
 
     def _check_signed(self, entry: Entry) -> None:
         text = str(entry.facts["signed"])

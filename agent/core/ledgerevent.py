@@ -21,6 +21,7 @@ Fact = int | str | list[str] | dict[str, int]
 _WORD = re.compile(r"[a-z]{1,24}(-[a-z]{1,24}){0,4}", re.ASCII)
 _VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){2}([a-z.+-]{1,8}\d{0,4}){0,2}", re.ASCII)
 _BOOT_ID = re.compile(r"(unnamed-)?[0-9a-f-]{32,36}", re.ASCII)
+_CHECK = re.compile(r"[0-9a-f]{8}", re.ASCII)
 _SIGNED = re.compile(r"[A-Za-z0-9_-]{40,2000}", re.ASCII)
 
 
@@ -82,6 +83,7 @@ IDS = Kind("ids", _is_sorted_list(_is_text(ID)))
 REVISIONS = Kind("id → rev", _is_revisions)
 WORD = Kind("word", _is_text(_WORD))
 DIGEST = Kind("hash", _is_text(SHA256))
+CHECK = Kind("check value", _is_text(_CHECK))
 DIGESTS = Kind("hashes", _is_hash_list)
 VERSION = Kind("version", _is_text(_VERSION))
 BOOT_ID = Kind("boot id", _is_text(_BOOT_ID))
@@ -132,7 +134,8 @@ EVENTS: Mapping[str, Mapping[str, Kind]] = {
     "auth-failed": {"reason": WORD, "times": COUNT},
     # The ledger itself, as OWN says.
     "ledger-begun": {"generation": COUNT, "reason": WORD, "size": COUNT, "root": DIGEST},
-    "segment-begun": {"generation": COUNT, "bytes": COUNT, "peaks": DIGESTS},
+    "segment-begun": {"generation": COUNT, "bytes": COUNT, "crc": CHECK, "peaks": DIGESTS},
+    "segment-damaged": {"first": COUNT, "entries": COUNT},
     "segment-retired": {"first": COUNT, "entries": COUNT, "reason": _one_of("age", "space")},
     "line-torn": {"bytes": COUNT},
     "entries-lost": {"entries": COUNT, "reason": WORD},
@@ -144,6 +147,7 @@ OWN = frozenset(
     {
         "ledger-begun",
         "segment-begun",
+        "segment-damaged",
         "segment-retired",
         "line-torn",
         "entries-lost",

@@ -11,6 +11,7 @@ Rules:
 
 import errno
 import os
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,7 @@ from agent.core.ledgerevent import Event, event
 from agent.core.merkle import EMPTY_ROOT, leaf_hash
 from agent.core.model import NS_PER_S
 from agent.edge.ledger.limits import Limits
+from agent.edge.ledger.past import Past
 from agent.edge.ledger.recovery import (
     DamagedLedger,
     Restored,
@@ -31,11 +33,19 @@ from agent.edge.ledger.recovery import (
     restore,
 )
 from agent.edge.ledger.reserve import Reserve
-from agent.edge.ledger.segment import Segment, create_segment, open_segment, write_head
+from agent.edge.ledger.segment import (
+    create_segment,
+    open_segment,
+    read_beginning,
+    write_head,
+)
 from agent.edge.ledger.tail import Tail
 from agent.errors import AgentError, StoreError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+RETRY_S = 10  # A ledger that cannot be opened is read again for a later entry, not for each.
 
 
 class Ledger:
@@ -61,11 +71,12 @@ class Ledger:
         self.fault: str | None = None
         self._reserve: Reserve | None = None
         self._tail: Tail | None = None  # None until the disk lets us open it.
-        self._segments: list[Segment] = []
+        self._past = Past([], limits)
         self._generation = 0
         self._head = (0, EMPTY_ROOT)
         self._told = self._told_lines = 0  # Of the lost, those that lines not yet on disk tell of.
         self._checkpoint_s = self._checkpoint_size = 0
+        self._tried_s = -RETRY_S  # When opening was tried last.
 
     @classmethod
     def open(
@@ -128,7 +139,8 @@ class Ledger:
         try:
             self._make_ready(happened.t_s, reserve).add(happened, reserve)
         except (OSError, AgentError) as exc:
-            self._fail(exc)
+            if not (isinstance(exc, OSError) and exc.errno == errno.EAGAIN):
+                self._fail(exc)
             self.lost += 1
             return False
         return self.sync() if durable else True
@@ -165,7 +177,8 @@ class Ledger:
         """Sign the head, append that, and return it as it goes to the platform.
 
         A segment that has become long or old ends here, and the oldest one is removed when its
-        time has come: one at most, so that a clock set wrongly cannot take all at once.
+        time has come: one at most, so that a clock set wrongly cannot take all at once. One of the
+        older ones is read again.
         """
         now_s = max(0, now_ns // NS_PER_S)
         with suppress(OSError, AgentError):
@@ -187,8 +200,9 @@ class Ledger:
         if tail.synced.size > size:
             with suppress(OSError):
                 write_head(self._directory, Head(self._generation, *self.head))
-                self._end_segment(tail, now_s)
-                self._retire(now_s)
+                tail = self._end_segment(tail, now_s)
+                self._retire(tail, now_s)
+                self._patrol(now_s)
         return signed
 
     def close(self) -> None:
@@ -211,6 +225,9 @@ class Ledger:
 
     def _open(self, now_s: int) -> Tail:
         """Restore what is on disk; where the disk refuses, some of it stays for the next time."""
+        if abs(now_s - self._tried_s) < RETRY_S:
+            raise OSError(errno.EAGAIN, "tried a moment ago")
+        self._tried_s = now_s
         if self._reserve is None:
             self._directory.parent.mkdir(mode=0o700, exist_ok=True)
             path = self._directory.with_name(f"{self._directory.name}.reserve")
@@ -236,8 +253,8 @@ class Ledger:
 
     def _adopt(self, found: Restored) -> Tail:
         """Go on with a ledger that holds."""
-        replay, segments = found.replay, found.segments
-        fd = open_segment(segments[-1].path)
+        replay, last = found.replay, found.segments[-1]
+        fd = open_segment(last.path)
         try:
             if found.torn_bytes:
                 os.ftruncate(fd, found.tail_bytes)
@@ -247,18 +264,16 @@ class Ledger:
         except BaseException:
             os.close(fd)
             raise
-        tail = self._tail = Tail(fd, replay.tree, found.tail_bytes)
-        self.fault = None
-        self._segments = segments
+        tail = self._tail = Tail(fd, replay.tree, size_bytes=found.tail_bytes, crc=found.tail_crc)
+        self._past = Past(found.segments, self._limits)
         self._generation = replay.generation
         self._head = (replay.tree.size, replay.tree.root())
-        self.ended_cleanly = found.last is None or found.last.name == "stopped"
+        self.ended_cleanly = found.ended_cleanly
         if replay.checkpoint is not None:
             self._checkpoint_s = replay.checkpoint.time_s
             self._checkpoint_size = replay.checkpoint_n + 1
         else:  # The segment was begun right behind one.
-            begun = segments[-1]
-            self._checkpoint_s, self._checkpoint_size = begun.t_s, begun.first + bool(begun.first)
+            self._checkpoint_s, self._checkpoint_size = last.t_s, last.first + bool(last.first)
         return tail
 
     def _make_ready(self, now_s: int, reserve: Reserve | None) -> Tail:
@@ -277,53 +292,55 @@ class Ledger:
         number = exc.errno if isinstance(exc, OSError) else None
         self.fault = errno.errorcode.get(number or 0, "unknown")
 
-    def _end_segment(self, tail: Tail, now_s: int) -> None:
+    def _end_segment(self, tail: Tail, now_s: int) -> Tail:
         """Begin the next segment, if this one is long or old enough. Right after a checkpoint."""
-        now, first = self._segments[-1], tail.tree.size
+        now, first = self._past.last, tail.tree.size
         limits = self._limits
         if (
             first - now.first < limits.segment_entries
             and tail.size_bytes < limits.segment_bytes
             and abs(now_s - now.t_s) < limits.segment_s
         ):
-            return
+            return tail
         begun = event(
             now_s * NS_PER_S,
             "segment-begun",
             generation=self._generation,
             bytes=tail.size_bytes,
+            crc=f"{tail.crc:08x}",
             peaks=[peak.hex() for peak in tail.tree.peaks],
         )
         line = encode_line(first, begun)
         path, fd = create_segment(self._directory, first, line)
         tail.close()
-        self._segments.append(Segment(path, first, now_s, self._generation, tail.size_bytes))
+        self._past.add(read_beginning(path, line))
         tree = tail.tree.extended((leaf_hash(line),))
-        self._tail = Tail(fd, tree, len(line) + 1)
+        data = line + b"\n"
+        self._tail = Tail(fd, tree, size_bytes=len(data), crc=zlib.crc32(data))
         self._head = (tree.size, tree.root())
         self._checkpoint_size = tree.size
+        return self._tail
 
-    def _retire(self, now_s: int) -> None:
-        if self._tail is None or len(self._segments) < 2:
-            return
-        oldest, after = self._segments[:2]
-        before_bytes = sum(segment.before_bytes for segment in self._segments[1:])
-        if after.t_s <= now_s - self._limits.retention_s:
-            reason = "age"
-        elif before_bytes + self._tail.size_bytes > self._limits.total_bytes:
-            reason = "space"
-        else:
-            return
-        told = event(
-            now_s * NS_PER_S,
-            "segment-retired",
-            first=oldest.first,
-            entries=after.first - oldest.first,
-            reason=reason,
-        )
-        if self.append(told, durable=True):
-            oldest.path.unlink()
-            del self._segments[0]
+    def _retire(self, tail: Tail, now_s: int) -> None:
+        leaving = self._past.leaving(now_s, tail.size_bytes)
+        if leaving is not None and self.append(
+            event(
+                now_s * NS_PER_S,
+                "segment-retired",
+                first=leaving.segment.first,
+                entries=leaving.entries,
+                reason=leaving.reason,
+            ),
+            durable=True,
+        ):
+            self._past.remove_oldest()
+
+    def _patrol(self, now_s: int) -> None:
+        damaged = self._past.look_at_next()
+        if damaged is not None:
+            first, entries = damaged
+            told = event(now_s * NS_PER_S, "segment-damaged", first=first, entries=entries)
+            self.append(told, durable=True)
 
 
 def _reason(fault: str | None) -> str:

@@ -61,15 +61,11 @@ def replay_all(directory: Path, replay: Replay) -> Iterator[tuple[Entry, bytes]]
         except LedgerError as exc:
             raise LedgerError(f"{name}:{number}: {exc.message}", hint=exc.hint) from exc
         yield entry, line
-    if head is None:
-        return
-    if head.size > replay.tree.size:
-        raise LedgerError(
-            f"head: there were {head.size} entries at the last checkpoint, there are"
-            f" {replay.tree.size}"
-        )
-    if replay.heads.get(head.size, head.root) != head.root:
-        raise LedgerError("head: its root is not that of the entries")
+    if head is not None:
+        try:
+            replay.check_head(head)
+        except LedgerError as exc:
+            raise LedgerError(f"head: {exc.message}") from exc
 
 
 def _lines(directory: Path) -> Iterator[tuple[Place, bytes]]:

@@ -11,6 +11,7 @@ Rules:
 
 import os
 import re
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class Segment:
         first: Index of its first line.
         t_s: When it was begun, s since the epoch.
         before_bytes: How long the segment before it was; 0 for the very first.
+        before_crc: CRC-32 of that segment, 8 hex digits; "" for the very first.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Segment:
     t_s: int
     generation: int
     before_bytes: int
+    before_crc: str
 
 
 def segment_paths(directory: Path) -> list[Path]:
@@ -67,7 +70,19 @@ def read_beginning(path: Path, line: bytes) -> Segment:
     name = _NAME.fullmatch(path.name)
     if name is None or int(name[1]) != entry.n or "generation" not in facts:
         raise LedgerError("the segment does not begin as its name says")
-    return Segment(path, entry.n, entry.t_s, facts["generation"], facts.get("bytes", 0))
+    return Segment(
+        path,
+        entry.n,
+        entry.t_s,
+        facts["generation"],
+        before_bytes=facts.get("bytes", 0),
+        before_crc=facts.get("crc", ""),
+    )
+
+
+def is_as_it_was(segment: Segment, after: Segment) -> bool:
+    """Return whether a segment has the bytes that the one after it tells of."""
+    return f"{zlib.crc32(segment.path.read_bytes()):08x}" == after.before_crc
 
 
 def open_segment(path: Path) -> int:

@@ -7,6 +7,7 @@ Rules:
 """
 
 import os
+import zlib
 from contextlib import suppress
 
 from agent.core.ledger import encode_line
@@ -22,20 +23,23 @@ class Tail:
     Attributes:
         tree: With all that is written.
         size_bytes: How long the segment is with it.
+        crc: CRC-32 of the segment with it.
         synced: The tree with what is on disk.
     """
 
-    def __init__(self, fd: int, tree: Frontier, size_bytes: int) -> None:
+    def __init__(self, fd: int, tree: Frontier, *, size_bytes: int, crc: int) -> None:
         """Take a segment over that is wholly on disk.
 
         Args:
             fd: Appends to it; closed by `close`.
             tree: With its last line.
             size_bytes: Its length.
+            crc: Its CRC-32.
         """
         self._fd = fd
         self.tree = self.synced = tree
         self.size_bytes = self._synced_bytes = size_bytes
+        self.crc = self._synced_crc = crc
         self._is_ragged = False  # Half a line stands at the end.
 
     def add(self, happened: Event, reserve: Reserve | None = None) -> None:
@@ -58,6 +62,7 @@ class Tail:
             self._write(data)
         self.tree = self.tree.extended((leaf_hash(line),))
         self.size_bytes += len(data)
+        self.crc = zlib.crc32(data, self.crc)
 
     def sync(self) -> None:
         """Put on disk what is written.
@@ -66,12 +71,14 @@ class Tail:
             OSError: The disk refused; `take_back` is to be called.
         """
         os.fdatasync(self._fd)
-        self.synced, self._synced_bytes = self.tree, self.size_bytes
+        self.synced = self.tree
+        self._synced_bytes, self._synced_crc = self.size_bytes, self.crc
 
     def take_back(self) -> int:
         """Go back to what is on disk; return how many lines were written since."""
         lines = self.tree.size - self.synced.size
-        self.tree, self.size_bytes = self.synced, self._synced_bytes
+        self.tree = self.synced
+        self.size_bytes, self.crc = self._synced_bytes, self._synced_crc
         self._is_ragged = True
         with suppress(OSError):
             self._mend()

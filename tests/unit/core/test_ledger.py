@@ -37,6 +37,7 @@ GOOD: dict[str, Any] = {
     "word": "too-large",
     "hash": DIGEST,
     "hashes": [DIGEST],
+    "check value": "9f3a01bc",
     "version": "0.1.0",
     "boot id": "0f3b6a52-1c1e-4a57-9d3e-7a2b5d1c9e00",
     "checkpoint": "A" * 60,
@@ -231,8 +232,13 @@ def signed(lines: list[bytes], **other: Any) -> bytes:
 def segment(lines: list[bytes], **other: Any) -> bytes:
     """Return the first line of a segment that follows on lines."""
     tree = Frontier().extended(map(leaf_hash, lines))
-    length = sum(len(item) + 1 for item in lines)
-    values = {"generation": 0, "bytes": length, "peaks": [p.hex() for p in tree.peaks]}
+    before = b"".join(item + b"\n" for item in lines)
+    values = {
+        "generation": 0,
+        "bytes": len(before),
+        "crc": f"{zlib.crc32(before):08x}",
+        "peaks": [p.hex() for p in tree.peaks],
+    }
     return line(tree.size, "segment-begun", **{**values, **other})
 
 
@@ -275,7 +281,13 @@ def test_a_second_segment_follows_on_the_first() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"generation": 1}, {"bytes": 1}, {"peaks": [DIGEST, DIGEST]}, {"peaks": [DIGEST]}],
+    [
+        {"generation": 1},
+        {"bytes": 1},
+        {"crc": "00000000"},
+        {"peaks": [DIGEST, DIGEST]},
+        {"peaks": [DIGEST]},
+    ],
 )
 def test_a_segment_that_does_not_follow_is_refused(other: dict[str, Any]) -> None:
     lines = [begun(), line(1), line(2)]

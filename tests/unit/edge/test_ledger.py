@@ -4,7 +4,7 @@ import resource
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from agent.core.ledger import Entry, Replay, parse_line
 from agent.core.ledgerevent import Event, event
 from agent.core.merkle import EMPTY_ROOT, Frontier, leaf_hash
 from agent.edge.ledger import Ledger, Limits
-from agent.errors import StoreBusy
+from agent.errors import LedgerError, StoreBusy
 from tests.sealing import device, devices
 
 S = 10**9
@@ -261,6 +261,39 @@ def test_a_flipped_bit_in_the_last_segment_is_noticed(place: Path) -> None:
         shutil.copytree(kept, place)
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_flipped_bit_in_an_older_segment_is_found_on_the_way(place: Path, which: int) -> None:
+    """The tree does not need it any more: the ledger goes on, and says so."""
+    filled(place)
+    path = sorted(place.glob("segment-*"))[which]
+    altered = bytearray(path.read_bytes())
+    altered[-20] ^= 1
+    path.write_bytes(bytes(altered))
+
+    with opened(place) as ledger:
+        assert ledger.set_aside is None
+        for _ in range(3):
+            ledger.append(happened(), durable=False)
+            ledger.checkpoint(NOW_NS, device())
+        head = ledger.head
+    told = [e.facts["first"] for e in readable(place) if e.name == "segment-damaged"]
+    assert told == [int(path.name[8:20])]
+    assert root_of_tail(place) == head
+
+
+def readable(place: Path) -> Iterator[Entry]:
+    for line in lines(place):
+        with suppress(LedgerError):
+            yield parse_line(line)
+
+
+def root_of_tail(place: Path) -> tuple[int, bytes]:
+    replay = Replay()
+    for line in max(place.glob("segment-*")).read_bytes().splitlines():
+        replay.feed(line)
+    return replay.tree.size, replay.tree.root()
+
+
 def test_a_damaged_head_file_is_damage(place: Path) -> None:
     filled(place)
     (place / "head").write_bytes(b"{}\n")
@@ -355,9 +388,11 @@ def test_a_ledger_that_cannot_be_begun_is_begun_later(place: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
-    assert ledger.append(happened(2), durable=True)
+    assert not ledger.append(happened(2), durable=True)  # It was tried a moment ago.
+    assert ledger.append(happened(3, NOW_NS + 10 * S), durable=True)
     ledger.close()
     assert names(place) == ["ledger-begun", "entries-lost", "tls-failed"]
+    assert entries(place)[1].facts == {"entries": 2, "reason": "disk-full"}
 
 
 def test_lines_that_did_not_reach_the_disk_are_taken_back(
