@@ -73,7 +73,16 @@ class Bus(_Section):
     dbc: Annotated[tuple[_File, ...], Field(strict=False)]
     mapping: _File
     options: dict[str, str | int | float | bool] = {}
-    """Handed to python-can as they are."""
+    """Handed to python-can as they are; socketcan has none."""
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if self.interface == "socketcan" and self.options:
+            raise ValueError(
+                f"options: socketcan has none, found {', '.join(self.options)}; CAN FD is always "
+                "read, and the bit rate belongs to the system"
+            )
+        return self
 
 
 class Batch(_Section):

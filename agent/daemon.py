@@ -23,6 +23,8 @@ from agent.control import Agent, Batches, Consent
 from agent.control.agent import Event
 from agent.core.admission import Admission
 from agent.core.binding import Binding
+from agent.core.bushealth import BusHealth
+from agent.core.canfilter import CanFilter, compile_filters, message_filter
 from agent.core.clock import Reading
 from agent.core.jws import verify_policy_jws
 from agent.core.model import NS_PER_S, Batch
@@ -32,6 +34,7 @@ from agent.core.policy import parse_policy
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
 from agent.edge.pycan import PyCanReader
+from agent.edge.socketcan import SocketCanReader
 from agent.edge.store import Store
 from agent.edge.uplink import Connected, Uplink
 from agent.errors import AgentError, ConfigError
@@ -46,6 +49,8 @@ _FIXED = ("state", "batch", "uplink", "time")  # Sections that only a restart ta
 
 Clock = Callable[[], Reading]
 Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
+
+Reader = SocketCanReader | PyCanReader
 
 _log = logging.getLogger(__name__)
 
@@ -77,8 +82,9 @@ class Daemon:
         self.uplink = Uplink(parts.uplink, on_event=self._post)
         self._door = threading.Lock()  # Guards which agent lane gets an event.
         self._held: list[Event] | None = None  # What comes while the agent lane is made anew.
+        self._readers: dict[Source, Reader] = {}
         self._wire(parts)
-        self._readers = {_source(bus): self._reader(bus) for bus in config.bus}
+        self._readers |= {_source(bus): self._reader(bus) for bus in config.bus}
         if self._store.set_aside is not None:
             _log.error("state was corrupt", extra={"set_aside": self._store.set_aside.name})
 
@@ -112,6 +118,7 @@ class Daemon:
     def start(self) -> None:
         """Take up the policy on disk, then start network, capture and readers."""
         self.agent.restore()
+        self._filter(self._readers.values())
         self.uplink.start()
         self.capture.start()
         for reader in self._readers.values():
@@ -173,9 +180,11 @@ class Daemon:
         sources = {_source(bus): bus for bus in config.bus}
         gone = [self._readers.pop(source) for source in self._readers.keys() - sources.keys()]
         _end(gone)
-        for source in sources.keys() - self._readers.keys():
-            self._readers[source] = self._reader(sources[source])
-            self._readers[source].start()
+        new = {source: self._reader(sources[source]) for source in sources.keys() - self._readers}
+        self._filter(new.values())
+        self._readers |= new
+        for reader in new.values():
+            reader.start()
 
     def close(self) -> None:
         """End readers, capture, network; seal and store what was open. Twice is harmless."""
@@ -190,6 +199,12 @@ class Daemon:
     def _wire(self, parts: Parts) -> None:
         """Make of the files what is made anew when they change."""
         self._binding = parts.binding
+        switch = parts.switch
+        self._extra: dict[str, tuple[CanFilter, ...]] = (
+            {}
+            if switch is None
+            else {switch.bus: (message_filter(switch.can_id, is_j1939=switch.is_j1939),)}
+        )
         self._consent = Consent(
             self._store,
             vehicle=self._config.vehicle.id,
@@ -204,7 +219,7 @@ class Daemon:
             store=self._store,
             consent=self._consent,
             uplink=self.uplink,
-            swap=self.capture.swap,
+            swap=self._swap,
             clock=self._clock,
         )
 
@@ -224,7 +239,30 @@ class Daemon:
                 self.agent.post(event)
             self._held = None
 
-    def _reader(self, bus: Bus) -> PyCanReader:
+    def buses(self) -> list[BusHealth]:
+        """Return how each bus does; it stays on the board."""
+        return [reader.health() for reader in self._readers.values()]
+
+    def _swap(self, plan: Plan) -> None:
+        """Put a plan in force: in the capture lane, then in the filters of the buses."""
+        self.capture.swap(plan)
+        self._filter(self._readers.values(), plan)
+
+    def _filter(self, readers: Iterable[Reader], plan: Plan | None = None) -> None:
+        """Let the buses give what the plan needs, and the privacy switch; without either, close."""
+        for reader in readers:
+            made = compile_filters(
+                plan or self.plan, reader.name, extra=self._extra.get(reader.name, ())
+            )
+            if made.beyond:
+                _log.warning(
+                    "filters widened", extra={"bus": reader.name, "identifiers": made.beyond}
+                )
+            reader.set_filters(made.filters)
+
+    def _reader(self, bus: Bus) -> Reader:
+        if bus.interface == "socketcan":
+            return SocketCanReader(bus.name, channel=bus.channel, sink=self.capture.put)
         return PyCanReader(
             bus.name,
             interface=bus.interface,
@@ -249,7 +287,7 @@ def _source(bus: Bus) -> Source:
     return bus.name, bus.interface, bus.channel, tuple(sorted(bus.options.items()))
 
 
-def _end(readers: Iterable[PyCanReader]) -> None:
+def _end(readers: Iterable[Reader]) -> None:
     """End readers side by side."""
     ending = list(readers)
     for reader in ending:

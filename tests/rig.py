@@ -13,6 +13,7 @@ import can
 import paho.mqtt.client as mqtt
 
 from agent.config import Config, parse_config
+from agent.core.bushealth import BusState
 from agent.core.clock import Reading
 from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S, Frame
 from agent.daemon import Daemon
@@ -50,6 +51,7 @@ class Rig:
         self.dbcs: list[Path] = [folder / "car.dbc"]
         self.mapping = folder / "car.vspec"
         self.max_age_s = 60.0
+        self._daemon: Daemon | None = None
         self._asks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         (folder / "car.dbc").write_bytes(car.DBC)
         self.mapping.write_bytes(car.MAPPING)
@@ -103,6 +105,7 @@ class Rig:
                 config = self.config(**uplink)
                 with Daemon(config, load_parts(config), clock=self.clock) as daemon:
                     daemon.start()
+                    self._daemon = daemon
                     found.append(daemon)
                     ready.set()
                     while not stop.is_set():
@@ -149,6 +152,8 @@ class Rig:
     def play(self, frames: Iterable[Frame]) -> int:
         """Send frames on the bus with their own times; return how many."""
         count = 0
+        if self._daemon is not None and self._daemon.plan.takes:
+            wait_for("the bus", self._daemon_listens)  # It is opened when something is granted.
         with can.Bus(interface="virtual", channel=self.channel, preserve_timestamps=True) as bus:
             for t_ns, _, can_id, data in frames:
                 bus.send(
@@ -163,6 +168,10 @@ class Rig:
                 )
                 count += 1
         return count
+
+    def _daemon_listens(self) -> bool:
+        assert self._daemon is not None, "it runs"
+        return all(bus.state is BusState.ACTIVE for bus in self._daemon.buses())
 
     def push(self, token: str | bytes) -> None:
         """Put a policy on the vehicle's topic, retained."""

@@ -32,6 +32,7 @@ _COMMANDS = {
     "resume": "Lift a stop that was set at the vehicle.",
     "run": "Run the agent.",
     "status": "Show how the running agent is.",
+    "top": "Watch the running agent.",
 }
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it.
 

@@ -145,7 +145,12 @@ def is_j1939_id(can_id: int) -> bool:
 def pgn_of(can_id: int) -> int:
     """Return the parameter group number of an extended identifier (SAE J1939-21 5.1.2)."""
     pgn = (can_id & CAN_EFF_MASK) >> 8 & 0x3FFFF
-    return pgn if (pgn >> 8) & 0xFF >= _PDU2_FIRST_FORMAT else pgn & 0x3FF00
+    return pgn & 0x3FF00 if is_pdu1(pgn) else pgn
+
+
+def is_pdu1(pgn: int) -> bool:
+    """Tell whether the PDU specific byte is a destination (SAE J1939-21 5.2.3)."""
+    return (pgn >> 8) & 0xFF < _PDU2_FIRST_FORMAT
 
 
 def compile_plan(  # noqa: PLR0913 - what is compiled, and for when

@@ -4,17 +4,21 @@ Rules:
  * One reader thread per bus; it hands over chunks of frames, as many as lay waiting.
  * It never sends: there is no call that writes to the bus in this module.
  * python-can's time is float seconds; it is rounded to whole µs here and goes no further.
+ * While no frame is wanted the adapter is not open. While some are, all frames of the bus come into
+   the process, for few adapters can choose; the gate lets go what nobody may have.
  * A bus that cannot be opened or read is tried again with growing pauses; frames that python-can
    could not give are counted by the adapter, reconnections by us.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import can
 
-from agent.core.model import CAN_EFF_FLAG, CAN_ERR_FLAG, CAN_RTR_FLAG, NS_PER_US, Frame
+from agent.core.bushealth import BusHealth, BusState
+from agent.core.canfilter import CanFilter
+from agent.core.model import CAN_EFF_FLAG, CAN_RTR_FLAG, NS_PER_US, Frame
 from agent.errors import BusError
 
 CHUNK = 256  # Frames handed over at once; bounds the time until a new plan is looked at.
@@ -66,13 +70,25 @@ class PyCanReader:
             sink: Gets every chunk, in this reader's thread.
         """
         self.name = name
-        self.reconnects = 0
-        self.turns = 0
+        self.turns = 0  # Rises whenever the thread has gone round its loop.
         self._open: Callable[[], can.BusABC] = lambda: open_bus(interface, channel, options)
         self._sink = sink
         self._stop = threading.Event()
+        self._wanted = threading.Event()
+        self._state = BusState.IDLE
+        self._frames = 0
+        self._errors = 0
+        self._reconnects = 0
+        self._last_frame_ns: int | None = None
         self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
         self.failure: BaseException | None = None
+
+    def set_filters(self, filters: Sequence[CanFilter]) -> None:
+        """Read while there are filters; () closes the adapter within `POLL_S`. For any thread."""
+        if filters:
+            self._wanted.set()
+        elif not self._stop.is_set():
+            self._wanted.clear()
 
     def start(self) -> None:
         """Begin reading; the bus is opened in the reader's thread."""
@@ -81,10 +97,11 @@ class PyCanReader:
     def stop(self) -> None:
         """Ask the thread to end; `close` waits for it."""
         self._stop.set()
+        self._wanted.set()  # Wakes it where nothing is wanted.
 
     def close(self) -> None:
         """Stop reading and give the adapter back. Harmless when called twice."""
-        self._stop.set()
+        self.stop()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout=JOIN_S)
 
@@ -93,19 +110,36 @@ class PyCanReader:
         """Whether the reader's thread runs."""
         return self._thread.is_alive()
 
+    def health(self) -> BusHealth:
+        """Return how the bus does now; python-can tells little more than that it is open."""
+        return BusHealth(
+            bus=self.name,
+            state=self._state,
+            frames=self._frames,
+            errors={"reported": self._errors} if self._errors else {},
+            reconnects=self._reconnects,
+            last_frame_ns=self._last_frame_ns,
+        )
+
     def _run(self) -> None:
         pause_s = MIN_PAUSE_S
         try:
             while not self._stop.is_set():
+                self.turns += 1
+                if not self._wanted.wait(MOVE_S):
+                    continue
                 try:
                     with self._open() as bus:
                         pause_s = MIN_PAUSE_S
+                        self._state = BusState.ACTIVE
                         self._read(bus)
+                    self._state = BusState.IDLE
                 except (BusError, can.CanError, OSError) as exc:
                     _log.warning(
                         "bus lost", extra={"bus": self.name, "error": str(exc), "retry_s": pause_s}
                     )
-                    self.reconnects += 1
+                    self._reconnects += 1
+                    self._state = BusState.MISSING
                     self._pause(pause_s)
                     pause_s = min(pause_s * 2, MAX_PAUSE_S)
         except Exception as exc:  # noqa: BLE001 - the thread's top, see below
@@ -114,23 +148,28 @@ class PyCanReader:
             _log.exception("bus reader died", extra={"bus": self.name})
 
     def _pause(self, left_s: float) -> None:
-        while left_s > 0 and not self._stop.wait(min(left_s, MOVE_S)):
+        while left_s > 0 and self._wanted.is_set() and not self._stop.wait(min(left_s, MOVE_S)):
             left_s -= MOVE_S
             self.turns += 1
 
     def _read(self, bus: can.BusABC) -> None:
-        while not self._stop.is_set():
+        while self._wanted.is_set() and not self._stop.is_set():
             self.turns += 1
             message = bus.recv(timeout=POLL_S)
             chunk: list[Frame] = []
             try:
                 while message is not None:
-                    chunk.append(_frame(message, self.name))
+                    if message.is_error_frame:
+                        self._errors += 1
+                    else:
+                        chunk.append(_frame(message, self.name))
                     if len(chunk) >= CHUNK:
                         break
                     message = bus.recv(timeout=0)
             finally:  # What was read before the adapter failed counts.
                 if chunk:
+                    self._frames += len(chunk)
+                    self._last_frame_ns = chunk[-1][0]
                     self._sink(chunk)
 
 
@@ -140,6 +179,4 @@ def _frame(message: can.Message, bus: str) -> Frame:
         can_id |= CAN_EFF_FLAG
     if message.is_remote_frame:
         can_id |= CAN_RTR_FLAG
-    if message.is_error_frame:
-        can_id |= CAN_ERR_FLAG
     return round(message.timestamp * 1e6) * NS_PER_US, bus, can_id, bytes(message.data or b"")

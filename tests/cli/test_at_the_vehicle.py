@@ -147,6 +147,25 @@ def test_status_of_an_expired_policy_says_so(agent: Answering, capsys: Capsys) -
     assert "until 2026-12-23 21:20 UTC, expired" in capsys.readouterr().out
 
 
+def test_top_shows_what_moved_between_two_pictures(agent: Answering, capsys: Capsys) -> None:
+    members = REPORT.members()
+    frames = iter((1_000, 3_000))
+
+    def reply(ask: Ask) -> None:
+        buses = [members["buses"][0] | {"frames": next(frames)}]
+        ask.answer(members | {"buses": buses, "counts": {"samples": 5, "refused": 1}})
+
+    agent.reply = reply
+
+    assert at(agent, "top", "--count", "2", "--seconds", "0.1") == 0
+
+    first, second = capsys.readouterr().out.split("\n\nconsentry 0.1.0, ")
+    assert "per second" not in first
+    found = re.search(r"per second ([\d,.]+) frames on powertrain, 0\.0 samples\n", second)
+    assert found, second
+    assert 2_000 < float(found[1].replace(",", "")) <= 20_000
+
+
 @pytest.mark.parametrize("command", ["status", "pause", "resume"])
 def test_programs_get_the_answer_as_it_is(agent: Answering, command: str, capsys: Capsys) -> None:
     agent.reply = {"stops": [TWO_HOURS], "anything": [1]}
@@ -199,7 +218,7 @@ def test_what_the_agent_refuses_is_told_with_its_hint(agent: Answering, capsys: 
     )
 
 
-@pytest.mark.parametrize("command", ["pause", "resume", "status"])
+@pytest.mark.parametrize("command", ["pause", "resume", "status", "top"])
 def test_an_answer_of_another_version_is_one_clear_error(
     agent: Answering, command: str, capsys: Capsys
 ) -> None:
@@ -220,7 +239,7 @@ def test_the_configuration_says_where_the_agent_listens(
     assert "nothing is stopped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["pause", "resume", "status"])
+@pytest.mark.parametrize("command", ["pause", "resume", "status", "top"])
 def test_without_an_agent_each_says_how_to_start_one(
     command: str, tmp_path: Path, capsys: Capsys
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from agent.cloud.envelope import verify_ack
 from agent.core.ack import Ack
 from agent.core.binding import bind
+from agent.core.bushealth import BusState
 from agent.core.dbc import parse_dbc
 from agent.core.jws import unsafe_unverified_payload
 from agent.core.mapping import parse_mapping
@@ -163,8 +164,10 @@ def test_a_captured_drive_reaches_its_recipient_as_replay_says(
 def test_without_a_policy_nothing_is_collected_or_sent(rig: Rig, auditor: Auditor) -> None:
     with rig.running() as daemon:
         wait_for("the status", lambda: any(b"online" in i.payload for i in auditor.seen()))
-        play_all(rig, daemon, [car.odometer(T0_MS + i, i) for i in range(500)])
+        rig.play([car.odometer(T0_MS + i, i) for i in range(500)])
+        (bus,) = daemon.buses()
 
+    assert (bus.state, bus.frames) == (BusState.IDLE, 0)  # It is not even open.
     assert data_of(auditor) == []
     assert find_bytes(rig.state, {"sealed": b"fleet-key"}) == {"sealed": 0}
 

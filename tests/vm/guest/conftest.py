@@ -4,6 +4,8 @@
 """
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +21,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def _receive_buffers() -> Iterator[None]:
+    """Let sockets have the buffers that the shipped sysctl file gives them."""
+    limit = Path("/proc/sys/net/core/rmem_max")
+    before = limit.read_text()
+    limit.write_text("16777216")
+    yield
+    limit.write_text(before)

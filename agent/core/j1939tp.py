@@ -1,0 +1,188 @@
+"""Parameter groups of more than 8 bytes (SAE J1939-21 5.10), put together as they pass by.
+
+    TP.CM  PGN 0xEC00   16 size size n max .. pgn   RTS: originator -> destination
+                        17 n next .. .. .. pgn      CTS: destination -> originator; n = 0: wait
+                        19 size size n .. .. pgn    end of message acknowledged: as CTS
+                        32 size size n .. .. pgn    BAM: originator -> all
+                        255 reason .. .. .. .. pgn  abort, from either side
+    TP.DT  PGN 0xEB00   number, 7 bytes             originator -> destination; numbers from 1
+
+Rules:
+ * Passive: nothing is answered. A message is whole once all its packets have passed by.
+ * A session is (source, destination). Sessions of different pairs run side by side; a new
+   announcement between the same two ends the old one (5.10.3.1), wanted or not: the packets that
+   follow are its own.
+ * Only announcements of wanted groups open a session; packets without one are not looked at.
+ * A broadcast that misses a packet cannot be completed. In a connection the receiver may ask for
+   packets again, and what is sent again counts.
+ * Time is that of the frames: a session ends when its next frame is later than the standard lets it
+   be. A session is given up for another one only where there are too many.
+"""
+
+from collections.abc import Callable
+
+from agent.core.model import CAN_EFF_FLAG, NS_PER_MS
+
+PGN_CM = 0xEC00
+PGN_DT = 0xEB00
+MAX_BYTES = 1785  # 255 packets of 7 bytes.
+MAX_SESSIONS = 64  # On one bus; 110 KiB at the most.
+
+_RTS, _CTS, _END_OF_MESSAGE, _BAM, _ABORT = 16, 17, 19, 32, 255
+_T1_NS = 750 * NS_PER_MS  # 5.10.2.4: between two packets of a broadcast.
+_T3_NS = 1250 * NS_PER_MS  # The longest wait in a connection, T2 and T3.
+_PACKET = 7
+_FRAME = 8
+_FIRST_SIZE = 9  # What fits a frame is sent as one.
+_PDU2_FIRST_FORMAT = 240  # 5.2.3: below it the group's low byte is the destination.
+
+Wanted = Callable[[int, int], bool]  # (PGN, source address)
+
+
+class _Session:
+    """One announced message."""
+
+    __slots__ = ("data", "expected", "is_broadcast", "last_ns", "packets", "pgn", "priority")
+
+    def __init__(self, t_ns: int, pgn: int, size: int, *, priority: int, broadcast: bool) -> None:
+        self.pgn = pgn
+        self.priority = priority
+        self.is_broadcast = broadcast
+        self.data = bytearray(size)
+        self.packets = -(-size // _PACKET)
+        self.expected = 1
+        self.last_ns = t_ns
+
+    def is_late(self, t_ns: int) -> bool:
+        return t_ns - self.last_ns > (_T1_NS if self.is_broadcast else _T3_NS)
+
+
+class J1939Reassembly:
+    """The sessions on one bus."""
+
+    __slots__ = ("_sessions", "_wanted", "broken")
+
+    def __init__(self, wanted: Wanted) -> None:
+        """Start without a session.
+
+        Args:
+            wanted: Whether a group from a source is to be put together.
+        """
+        self._wanted = wanted
+        self._sessions: dict[tuple[int, int], _Session] = {}
+        self.broken = 0
+
+    def want(self, wanted: Wanted) -> None:
+        """Want other groups from now on: sessions of those that still are wanted go on."""
+        self._wanted = wanted
+        self._sessions = {
+            key: session for key, session in self._sessions.items() if wanted(session.pgn, key[0])
+        }
+
+    def feed(self, t_ns: int, can_id: int, data: bytes) -> tuple[int, bytes] | None:
+        """Take a frame of TP.CM or TP.DT; return the message that it completes, or None.
+
+        Args:
+            t_ns: The frame's time.
+            can_id: Its extended identifier as canid_t.
+            data: Its payload.
+
+        Returns:
+            The identifier that the group would have had in one frame, and its bytes.
+        """
+        source, destination = can_id & 0xFF, can_id >> 8 & 0xFF
+        if len(data) < 2:
+            return None
+        if can_id >> 8 & 0x3FF00 == PGN_DT:
+            return self._packet(t_ns, (source, destination), data)
+        if len(data) == _FRAME:
+            self._managed(t_ns, source, destination, data, priority=can_id >> 26 & 7)
+        return None
+
+    def _managed(
+        self, t_ns: int, source: int, destination: int, data: bytes, *, priority: int
+    ) -> None:
+        control, pgn = data[0], int.from_bytes(data[5:8], "little")
+        if control in (_RTS, _BAM):
+            self._announced(t_ns, (source, destination), data, pgn, priority)
+        elif control == _CTS:
+            self._cleared(t_ns, (destination, source), pgn, count=data[1], first=data[2])
+        elif control == _END_OF_MESSAGE:
+            self._give_up((destination, source), pgn)
+        elif control == _ABORT:
+            self._give_up((source, destination), pgn)
+            self._give_up((destination, source), pgn)
+
+    def _announced(
+        self, t_ns: int, key: tuple[int, int], data: bytes, pgn: int, priority: int
+    ) -> None:
+        self._give_up(key, None)
+        size = int.from_bytes(data[1:3], "little")
+        fits = _FIRST_SIZE <= size <= MAX_BYTES and data[3] == -(-size // _PACKET)
+        if not fits or not self._wanted(pgn, key[0]):
+            return
+        if len(self._sessions) >= MAX_SESSIONS:
+            self._give_up(min(self._sessions, key=lambda k: self._sessions[k].last_ns), None)
+        self._sessions[key] = _Session(
+            t_ns, pgn, size, priority=priority, broadcast=data[0] == _BAM
+        )
+
+    def _cleared(
+        self, t_ns: int, key: tuple[int, int], pgn: int, *, count: int, first: int
+    ) -> None:
+        session = self._sessions.get(key)
+        if session is None or session.pgn != pgn or session.is_broadcast:
+            return
+        if session.is_late(t_ns) or (count and first > session.expected):
+            self._give_up(key, None)  # The receiver has a packet that did not come by here.
+            return
+        session.last_ns = t_ns
+        if count and first:
+            session.expected = first
+
+    def _packet(self, t_ns: int, key: tuple[int, int], data: bytes) -> tuple[int, bytes] | None:
+        session = self._sessions.get(key)
+        if session is None:
+            return None
+        number = data[0]
+        at = (number - 1) * _PACKET
+        if session.is_late(t_ns) or not 1 <= number <= session.packets:
+            self._give_up(key, None)
+            return None
+        packet = data[1 : 1 + min(_PACKET, len(session.data) - at)]
+        if number != session.expected:
+            self._out_of_turn(t_ns, key, session, number, packet)
+            return None
+        if len(packet) < min(_PACKET, len(session.data) - at):
+            self._give_up(key, None)
+            return None
+        session.data[at : at + len(packet)] = packet
+        session.expected += 1
+        session.last_ns = t_ns
+        if session.expected <= session.packets:
+            return None
+        del self._sessions[key]
+        low = key[1] << 8 if session.pgn >> 8 & 0xFF < _PDU2_FIRST_FORMAT else 0
+        can_id = CAN_EFF_FLAG | session.priority << 26 | session.pgn << 8 | low | key[0]
+        return can_id, bytes(session.data)
+
+    def _out_of_turn(
+        self, t_ns: int, key: tuple[int, int], session: _Session, number: int, packet: bytes
+    ) -> None:
+        """Let a packet pass that is repeated, or that a receiver can ask for; else give up."""
+        at = (number - 1) * _PACKET
+        if number < session.expected:
+            passes = session.data[at : at + len(packet)] == packet
+        else:
+            passes = not session.is_broadcast
+        if passes:
+            session.last_ns = t_ns
+        else:
+            self._give_up(key, None)
+
+    def _give_up(self, key: tuple[int, int], pgn: int | None) -> None:
+        """End a session, if there is one (for this group)."""
+        session = self._sessions.get(key)
+        if session is not None and pgn in (None, session.pgn):
+            del self._sessions[key]
+            self.broken += 1

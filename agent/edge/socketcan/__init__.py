@@ -1,0 +1,7 @@
+"""CAN buses of the Linux kernel (SocketCAN), read without an object per frame."""
+
+from agent.edge.socketcan.rawsocket import open_raw
+from agent.edge.socketcan.reader import SocketCanReader
+from agent.edge.socketcan.receiver import ErrorFrame, Received, Receiver
+
+__all__ = ["ErrorFrame", "Received", "Receiver", "SocketCanReader", "open_raw"]

@@ -1,0 +1,266 @@
+"""One bus of SocketCAN, read in a thread of its own.
+
+Rules:
+ * Without a filter there is no socket: `set_filters(())` closes it before it returns.
+ * Filters are changed by any thread on the open socket; the reader's thread owns everything else.
+   The lock between them is never held over a wait.
+ * When the first frame of a wake-up has come, the others of the next 20 ms are waited for: the
+   kernel has stamped them, so nothing but wake-ups is saved. A silent bus wakes us to show that we
+   are there, and for nothing else.
+ * An interface that is down keeps its socket; one that is missing, or was taken away, is tried
+   again with growing pauses. What the socket or the controller lost is counted.
+ * It never writes to the bus. Whoever keeps the socket over a restart hears of each one that is
+   opened or given up (`on_socket`), and gives it back with `adopt`.
+"""
+
+import errno
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from agent.core.bushealth import BusHealth, BusState
+from agent.core.canfilter import CanFilter
+from agent.core.model import Frame
+from agent.edge.socketcan import rawsocket
+from agent.edge.socketcan.condition import Condition
+from agent.edge.socketcan.receiver import MAX_FRAMES, Receiver
+
+GATHER_S = 0.02
+MOVE_S = 4.0  # It moves at least this often, for the watchdog (agent.watch).
+MIN_PAUSE_S = 0.25
+MAX_PAUSE_S = MOVE_S
+MAX_CHUNKS = 256  # Of one turn: more than a full buffer, however much comes meanwhile.
+CLOSE_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class SocketCanReader:
+    """Reads one interface until it is closed."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        channel: str,
+        sink: Callable[[list[Frame]], None],
+        on_socket: Callable[[int | None], None] | None = None,
+    ) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            name: The bus's name in frames.
+            channel: The interface, such as can0.
+            sink: Gets every chunk, in this reader's thread.
+            on_socket: Gets the descriptor of each socket that is opened, and None when one is given
+                up for good; not at `close`.
+        """
+        self.name = name
+        self.turns = 0  # Rises whenever the thread has gone round its loop.
+        self.failure: BaseException | None = None
+        self._channel = channel
+        self._sink = sink
+        self._on_socket = on_socket or (lambda _: None)
+        self._lock = threading.Lock()  # Guards what follows.
+        self._filters: tuple[CanFilter, ...] = ()
+        self._sock: socket.socket | None = None
+        self._kept: int | None = None
+        self._condition = Condition(name)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._receiver = Receiver(name)  # The thread's own, as what follows.
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
+
+    def adopt(self, descriptor: int) -> None:
+        """Go on with a socket that was kept over a restart; before `set_filters`.
+
+        Args:
+            descriptor: Ours from now on. If it is not a socket of this interface it is closed, and
+                a new one is opened.
+        """
+        self._kept = descriptor
+
+    def set_filters(self, filters: Sequence[CanFilter]) -> None:
+        """Let these frames in and no others; () closes the socket. For any thread.
+
+        Where the interface is missing the reader's thread goes on trying with them.
+        """
+        with self._lock:
+            self._filters = tuple(filters)
+            if not self._filters:
+                self._give_up(BusState.IDLE)
+            elif self._sock is None:
+                self._open()
+            else:
+                try:
+                    rawsocket.set_filters(self._sock, self._filters)
+                except OSError as exc:
+                    self._lost(exc)
+            self._rouse()
+
+    def start(self) -> None:
+        """Begin reading."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; `close` waits for it."""
+        self._stop.set()
+        with self._lock:
+            self._rouse()
+
+    def close(self) -> None:
+        """Hand over what lies in the socket, and end. Harmless when called twice."""
+        self.stop()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=CLOSE_S)
+        with self._lock:
+            if self._sock is not None:
+                self._sock.close()
+                self._sock = None
+            if self._wake >= 0 and not self._thread.is_alive():
+                os.close(self._wake)
+                self._wake = -1
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the reader's thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def descriptor(self) -> int | None:
+        """The open socket's, to be kept over a restart; None where nothing is open."""
+        with self._lock:
+            return None if self._sock is None else self._sock.fileno()
+
+    def health(self) -> BusHealth:
+        """Return how the bus does now. For any thread."""
+        with self._lock:
+            if self._sock is not None:
+                self._condition.count_drops(rawsocket.dropped(self._sock))
+                self._look_at_interface(self._sock)
+            return self._condition.health()
+
+    def _run(self) -> None:
+        try:
+            pause_s = MIN_PAUSE_S
+            while not self._stop.is_set():
+                self.turns += 1
+                with self._lock:
+                    is_wanted = bool(self._filters)
+                    if self._sock is None and is_wanted:
+                        self._open()
+                    descriptor = None if self._sock is None else self._sock.fileno()
+                if descriptor is not None:
+                    pause_s = MIN_PAUSE_S
+                    self._await_frames(descriptor)
+                    self._drain()
+                elif is_wanted:
+                    self._await_wake(pause_s)
+                    pause_s = min(pause_s * 2, MAX_PAUSE_S)
+                else:
+                    self._await_wake(MOVE_S)
+            self._drain()
+        except Exception as exc:  # noqa: BLE001 - the thread's top, see below
+            # The thread's top: the daemon sees the dead lane and ends the process.
+            self.failure = exc
+            _log.exception("bus reader died", extra={"bus": self.name})
+
+    def _await_frames(self, descriptor: int) -> None:
+        """Wait for a first frame and those that follow it closely, or for `set_filters`.
+
+        Args:
+            descriptor: Of the socket. If it is closed meanwhile, we are woken.
+        """
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        poller.register(descriptor, select.POLLIN)
+        ready = [found for found, _ in poller.poll(MOVE_S * 1000)]
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        elif ready:
+            self._await_wake(GATHER_S)
+
+    def _await_wake(self, timeout_s: float) -> None:
+        if select.select([self._wake], [], [], timeout_s)[0]:
+            os.eventfd_read(self._wake)
+
+    def _rouse(self) -> None:
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def _drain(self) -> None:
+        """Hand over what lies in the socket, chunk by chunk."""
+        for _ in range(MAX_CHUNKS):
+            with self._lock:
+                if self._sock is None:
+                    return
+                try:
+                    received = self._receiver.receive(self._sock)
+                except BlockingIOError:
+                    return
+                except OSError as exc:
+                    self._lost(exc)
+                    return
+                self._condition.note(received)
+            if received.frames:
+                self._sink(received.frames)
+            if received.count < MAX_FRAMES:
+                return
+            self.turns += 1
+
+    def _open(self) -> None:
+        """Open the socket, or take up the kept one."""
+        kept, self._kept = self._kept, None
+        try:
+            if kept is not None:
+                self._sock = rawsocket.take_over(kept, self._channel, self._filters)
+            is_kept = self._sock is not None
+            self._sock = self._sock or rawsocket.open_raw(self._channel, self._filters)
+        except OSError as exc:
+            self._condition.reconnects += 1
+            self._condition.enter(BusState.MISSING, exc)
+            return
+        self._condition.begin_socket()
+        self._condition.enter(BusState.ACTIVE)
+        _log.info(
+            "bus open",
+            extra={
+                "bus": self.name,
+                "kept": is_kept,
+                "filters": len(self._filters),
+                "buffer_bytes": rawsocket.buffer_bytes(self._sock),
+            },
+        )
+        self._on_socket(self._sock.fileno())
+
+    def _lost(self, exc: OSError) -> None:
+        if exc.errno == errno.ENETDOWN:
+            # The socket stays bound: once the interface is up again, frames come (net/can/raw.c).
+            self._condition.enter(BusState.DOWN, exc)
+            return
+        self._condition.reconnects += 1
+        self._give_up(BusState.MISSING, exc)
+
+    def _give_up(self, state: BusState, exc: OSError | None = None) -> None:
+        """Close what is open or kept; what lies in it is never read."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            os.close(kept)
+        if self._sock is not None:
+            self._condition.count_drops(rawsocket.dropped(self._sock))
+            self._sock.close()
+        if kept is not None or self._sock is not None:
+            self._sock = None
+            self._on_socket(None)
+        self._condition.enter(state, exc)
+
+    def _look_at_interface(self, sock: socket.socket) -> None:
+        """Nobody says that an interface is up again; a silent one would be taken for down."""
+        try:
+            if self._condition.state is BusState.DOWN and rawsocket.is_up(sock, self._channel):
+                self._condition.enter(BusState.ACTIVE)
+        except OSError:
+            return  # It is gone: the reader's thread hears of it by itself.

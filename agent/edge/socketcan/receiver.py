@@ -1,0 +1,177 @@
+"""Many frames of a raw CAN socket by one system call, with the kernel's time stamps.
+
+recvmmsg(2) fills three arrays; row i of each belongs to frame i:
+
+    payloads  72 bytes   struct can_frame or canfd_frame: canid_t, length, 3 bytes, data
+    controls  64 bytes   SCM_TIMESTAMPNS, and behind it SO_RXQ_OVFL once frames were dropped
+    headers              struct mmsghdr: where the other two are, and how much came
+
+Rules:
+ * The arrays are made once; a call allocates nothing but what it returns.
+ * A frame's time is the kernel's, rounded down to whole µs: that is what candump writes, so a log
+   that was captured at the same time holds the same times.
+ * A frame's data are as long as the frame says. A remote frame has none.
+ * Error frames come apart from frames.
+
+Budget: 2 µs a frame on a busy bus. Measured on user-mode-linux on an x86 VM, Python 3.11: 1.7 µs,
+where a loop of recvmsg takes 68 µs and python-can 181 µs; on Debian's stock kernel, emulated: 7, 18
+and 110 µs. Why ctypes: Python's socket module has no recvmmsg (docs/adr).
+"""
+
+import ctypes
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+from agent.core.model import CAN_ERR_FLAG, CAN_RTR_FLAG, NS_PER_S, NS_PER_US, Frame
+
+MAX_FRAMES = 256  # Of one call; some 30 ms of a saturated bus.
+SO_TIMESTAMPNS = 64  # asm-generic/socket.h: SO_TIMESTAMPNS_NEW, 64-bit time on 32-bit boards too.
+SO_RXQ_OVFL = 40  # asm-generic/socket.h
+
+ErrorFrame = tuple[int, int, bytes]  # (t_ns, canid_t, data), see agent.core.bushealth.
+
+_SPECIAL = CAN_RTR_FLAG | CAN_ERR_FLAG
+_PAYLOAD = struct.Struct("=IB3x64s")
+_PAYLOAD_BYTES = _PAYLOAD.size
+_CONTROL_BYTES = 64
+# struct cmsghdr: size_t, two ints, then data aligned to size_t (cmsg(3)).
+_CMSG = struct.Struct("@Nii0N")
+_ALIGN = struct.calcsize("@N")
+_STAMP = struct.Struct(f"={_CMSG.size}xqq{_CONTROL_BYTES - _CMSG.size - 16}x")
+_STAMP_SPACE = _CMSG.size + 16
+_DROPS = struct.Struct(f"@{_CMSG.size}xI")
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Msghdr(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint),
+        ("iov", ctypes.c_void_p),
+        ("iov_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Mmsghdr(ctypes.Structure):
+    _fields_ = (("head", _Msghdr), ("length", ctypes.c_uint))
+
+
+_recvmmsg = ctypes.CDLL(None, use_errno=True).recvmmsg
+_recvmmsg.argtypes = (
+    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_uint),
+    *(ctypes.c_int, ctypes.c_void_p),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What one call brought.
+
+    Attributes:
+        count: Frames and error frames together.
+        drops: The socket's count of frames it had no room for, as of the last frame; None: the
+            kernel did not say, so it is zero.
+    """
+
+    count: int
+    frames: list[Frame]
+    errors: list[ErrorFrame]
+    drops: int | None
+
+
+class Receiver:
+    """The arrays for one bus. Used by one thread at a time."""
+
+    def __init__(self, bus: str) -> None:
+        """Make the arrays.
+
+        Args:
+            bus: The bus's name in frames.
+        """
+        self._bus = bus
+        payloads = bytearray(MAX_FRAMES * _PAYLOAD_BYTES)
+        controls = bytearray(MAX_FRAMES * _CONTROL_BYTES)
+        payloads_at, controls_at = (
+            ctypes.addressof((ctypes.c_char * len(array)).from_buffer(array))
+            for array in (payloads, controls)
+        )
+        self._iovecs = (_Iovec * MAX_FRAMES)()
+        self._headers = (_Mmsghdr * MAX_FRAMES)()
+        for i in range(MAX_FRAMES):
+            self._iovecs[i] = _Iovec(payloads_at + i * _PAYLOAD_BYTES, _PAYLOAD_BYTES)
+            head = self._headers[i].head
+            head.iov = ctypes.addressof(self._iovecs) + i * ctypes.sizeof(_Iovec)
+            head.iov_count = 1
+            head.control = controls_at + i * _CONTROL_BYTES
+            head.control_length = _CONTROL_BYTES
+        self._payloads = memoryview(payloads)
+        self._controls = memoryview(controls)
+        self._header_bytes = memoryview(self._headers).cast("B")
+        # The kernel writes into the headers what came; before the next call they are as new.
+        self._fresh_headers = bytes(self._header_bytes)
+
+    def receive(self, sock: socket.socket) -> Received:
+        """Return what lies in a socket, at most `MAX_FRAMES`, without waiting.
+
+        Raises:
+            BlockingIOError: Nothing lies there.
+            OSError: The interface went down (ENETDOWN) or away (ENODEV).
+        """
+        count = _recvmmsg(
+            sock.fileno(), ctypes.addressof(self._headers), MAX_FRAMES, socket.MSG_DONTWAIT, None
+        )
+        if count < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        drops = self._drops(count - 1)
+        used = count * ctypes.sizeof(_Mmsghdr)
+        self._header_bytes[:used] = self._fresh_headers[:used]
+        bus = self._bus
+        rows = zip(
+            _PAYLOAD.iter_unpack(self._payloads[: count * _PAYLOAD_BYTES]),
+            _STAMP.iter_unpack(self._controls[: count * _CONTROL_BYTES]),
+            strict=True,
+        )
+        # Hot path: see the budget above.
+        frames = [
+            (seconds * NS_PER_S + ns - ns % NS_PER_US, bus, can_id, data[:length])
+            for (can_id, length, data), (seconds, ns) in rows
+            if not can_id & _SPECIAL
+        ]
+        if len(frames) == count:
+            return Received(count, frames, [], drops)
+        return self._with_special(count, drops)
+
+    def _with_special(self, count: int, drops: int | None) -> Received:
+        """Return the same where remote or error frames are among them."""
+        frames: list[Frame] = []
+        errors: list[ErrorFrame] = []
+        for i in range(count):
+            can_id, length, data = _PAYLOAD.unpack_from(self._payloads, i * _PAYLOAD_BYTES)
+            seconds, ns = _STAMP.unpack_from(self._controls, i * _CONTROL_BYTES)
+            t_ns = seconds * NS_PER_S + ns - ns % NS_PER_US
+            if can_id & CAN_ERR_FLAG:
+                errors.append((t_ns, can_id, data[:length]))
+            else:
+                frames.append(
+                    (t_ns, self._bus, can_id, b"" if can_id & CAN_RTR_FLAG else data[:length])
+                )
+        return Received(count, frames, errors, drops)
+
+    def _drops(self, row: int) -> int | None:
+        """Return the count in a row's control messages; it stands behind the time stamp.
+
+        That order is the kernel's: net/socket.c, __sock_recv_cmsgs.
+        """
+        if self._headers[row].head.control_length <= _STAMP_SPACE:
+            return None
+        (drops,) = _DROPS.unpack_from(self._controls, row * _CONTROL_BYTES + _STAMP_SPACE)
+        return int(drops)
