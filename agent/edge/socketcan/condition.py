@@ -33,6 +33,7 @@ class Condition:
         self._repeats = Repeats()
         self.state = BusState.IDLE
         self.reconnects = 0
+        self._since_ns = 0
         self._frames = 0
         self._drops_before = 0  # Of sockets that are closed.
         self._drops = 0  # Of this one.
@@ -58,19 +59,19 @@ class Condition:
         self._frames += len(received.frames)
         if received.drops is not None:
             self.count_drops(received.drops)
-        for _, can_id, data in received.errors:
+        for t_ns, can_id, data in received.errors:
             report = read_error(can_id, data)
             self._errors.update(report.kinds)
             self._overruns += report.is_overrun
             if report.state is not None:
-                self.enter(report.state)
+                self.enter(report.state, t_ns)
         if received.errors:
             self._tell_errors()
         if received.frames:
             self._last_frame_ns = received.frames[-1][0]
-            last_error_ns = received.errors[-1][0] if received.errors else 0
-            if self.state in _SILENT and self._last_frame_ns > last_error_ns:
-                self.enter(BusState.ACTIVE)
+            # What lay in the socket when the trouble came proves nothing.
+            if self.state in _SILENT and self._last_frame_ns > self._since_ns:
+                self.enter(BusState.ACTIVE, self._last_frame_ns)
 
     def begin_socket(self) -> None:
         """Take note of a new socket, whose count begins anew."""
@@ -93,16 +94,17 @@ class Condition:
                 },
             )
 
-    def enter(self, state: BusState, exc: OSError | None = None) -> None:
+    def enter(self, state: BusState, t_ns: int, exc: OSError | None = None) -> None:
         """Take up a state and say so.
 
         Args:
             state: The state.
+            t_ns: Since when, on the clock of the frames.
             exc: Why, where the system said so.
         """
         if state is self.state:
             return
-        before, self.state = self.state, state
+        before, self.state, self._since_ns = self.state, state, t_ns
         if state is BusState.IDLE:
             _log.info("bus closed", extra={"bus": self._bus})
             return

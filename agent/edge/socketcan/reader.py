@@ -19,6 +19,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from agent.core.bushealth import BusHealth, BusState
@@ -221,10 +222,10 @@ class SocketCanReader:
             self._sock = self._sock or rawsocket.open_raw(self._channel, self._filters)
         except OSError as exc:
             self._condition.reconnects += 1
-            self._condition.enter(BusState.MISSING, exc)
+            self._condition.enter(BusState.MISSING, time.time_ns(), exc)
             return
         self._condition.begin_socket()
-        self._condition.enter(BusState.ACTIVE)
+        self._condition.enter(BusState.ACTIVE, time.time_ns())
         _log.info(
             "bus open",
             extra={
@@ -239,7 +240,7 @@ class SocketCanReader:
     def _lost(self, exc: OSError) -> None:
         if exc.errno == errno.ENETDOWN:
             # The socket stays bound: once the interface is up again, frames come (net/can/raw.c).
-            self._condition.enter(BusState.DOWN, exc)
+            self._condition.enter(BusState.DOWN, time.time_ns(), exc)
             return
         self._condition.reconnects += 1
         self._give_up(BusState.MISSING, exc)
@@ -255,12 +256,12 @@ class SocketCanReader:
         if kept is not None or self._sock is not None:
             self._sock = None
             self._on_socket(None)
-        self._condition.enter(state, exc)
+        self._condition.enter(state, time.time_ns(), exc)
 
     def _look_at_interface(self, sock: socket.socket) -> None:
         """Nobody says that an interface is up again; a silent one would be taken for down."""
         try:
             if self._condition.state is BusState.DOWN and rawsocket.is_up(sock, self._channel):
-                self._condition.enter(BusState.ACTIVE)
+                self._condition.enter(BusState.ACTIVE, time.time_ns())
         except OSError:
             return  # It is gone: the reader's thread hears of it by itself.

@@ -78,7 +78,7 @@ def test_a_kept_descriptor_that_nobody_wants_is_closed() -> None:
 
 def test_a_bus_that_was_off_is_back_when_a_later_frame_comes() -> None:
     condition = Condition("b")
-    condition.enter(BusState.ACTIVE)
+    condition.enter(BusState.ACTIVE, 0)
 
     condition.note(received((5, BUS_OFF), frames=(4,)))
     assert condition.state is BusState.BUS_OFF
@@ -90,7 +90,7 @@ def test_a_bus_that_was_off_is_back_when_a_later_frame_comes() -> None:
 
 def test_a_frame_does_not_make_a_controller_well_that_says_it_is_not() -> None:
     condition = Condition("b")
-    condition.enter(BusState.PASSIVE)
+    condition.enter(BusState.PASSIVE, 0)
 
     condition.note(received(frames=(1,)))
 

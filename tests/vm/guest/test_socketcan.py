@@ -1,6 +1,8 @@
 """The SocketCAN reader on a real kernel: what it reads, when it was, and what it must not see."""
 
+import os
 import random
+import socket
 import struct
 import threading
 import time
@@ -11,52 +13,25 @@ import pytest
 
 from agent.core.bushealth import BusState
 from agent.core.canfilter import CanFilter, exact_filter, pgn_filter
-from agent.core.model import Frame
-from agent.edge.socketcan import SocketCanReader
 from tests.vm.guest.bus import (
     EFF,
     RTR,
     Sender,
     candump,
+    extra_bus,
     listened,
     recorded,
     wait_for,
 )
+from tests.vm.guest.tap import COUNTED, Tap
 
 EVERYTHING = (CanFilter(0, 0),)
-COUNTED = 0x123
-
-
-class Tap:
-    """A reader and what it handed over."""
-
-    def __init__(self, bus: str = "vcan0") -> None:
-        self.frames: list[Frame] = []
-        self.chunks = 0
-        self.sockets: list[int | None] = []
-        self.hold = threading.Event()  # Cleared: the sink waits, as a process that is too slow.
-        self.hold.set()
-        self.reader = SocketCanReader(
-            bus, channel=bus, sink=self._take, on_socket=self.sockets.append
-        )
-
-    def _take(self, frames: list[Frame]) -> None:
-        self.hold.wait()
-        self.chunks += 1
-        self.frames += frames
-
-    def ids(self) -> set[int]:
-        return {can_id for _, _, can_id, _ in self.frames}
 
 
 @pytest.fixture
 def tap() -> Iterator[Tap]:
-    made = Tap()
-    made.reader.start()
-    yield made
-    made.hold.set()
-    made.reader.close()
-    assert made.reader.failure is None
+    with Tap() as made:
+        yield made
     assert listened() == {}
 
 
@@ -64,12 +39,6 @@ def tap() -> Iterator[Tap]:
 def sender() -> Iterator[Sender]:
     with Sender() as made:
         yield made
-
-
-def counted(tap: Tap) -> list[int]:
-    return [
-        struct.unpack("<I", data[:4])[0] for _, _, can_id, data in tap.frames if can_id == COUNTED
-    ]
 
 
 def test_every_kind_of_frame_comes_as_candump_writes_it(
@@ -101,7 +70,7 @@ def test_many_frames_come_in_few_chunks_and_in_order(tap: Tap, sender: Sender) -
     sender.send_all((COUNTED, struct.pack("<I", n)) for n in range(5000))
     wait_for("all frames", lambda: len(tap.frames) == 5000)
 
-    assert counted(tap) == list(range(5000))
+    assert tap.counted() == list(range(5000))
     assert tap.chunks < 500
     assert [t for t, *_ in tap.frames] == sorted(t for t, *_ in tap.frames)
 
@@ -177,9 +146,9 @@ def test_new_filters_lose_no_frame_that_stays_granted_and_double_none(
         swaps += 1
         time.sleep(0.0005)
     sending.join()
-    wait_for("all frames", lambda: len(counted(tap)) >= 20_000)
+    wait_for("all frames", lambda: len(tap.counted()) >= 20_000)
 
-    assert counted(tap) == list(range(20_000))
+    assert tap.counted() == list(range(20_000))
     assert swaps > 100
     assert len(tap.sockets) == 1
 
@@ -198,22 +167,17 @@ def test_frames_that_the_process_is_too_slow_for_are_counted(tap: Tap, sender: S
 
     assert dropped > 0
     assert tap.reader.health().kernel_drops == dropped
-    assert tap.reader.health().frames == len(tap.frames) == len(set(counted(tap)))
+    assert tap.reader.health().frames == len(tap.frames) == len(set(tap.counted()))
 
 
 def test_another_process_goes_on_with_the_socket(sender: Sender) -> None:
     """What comes while nobody reads lies in it, with its times; so nothing is lost."""
-    first = Tap()
-    first.reader.set_filters([exact_filter(COUNTED)])
-    first.reader.start()
-    sender.send(COUNTED, struct.pack("<I", 0))
-    wait_for("a frame", lambda: first.frames)
-    import os  # noqa: PLC0415
-
-    descriptor = first.reader.descriptor
-    assert descriptor is not None
-    kept = os.dup(descriptor)
-    first.reader.close()
+    with Tap() as first:
+        first.reader.set_filters([exact_filter(COUNTED)])
+        sender.send(COUNTED, struct.pack("<I", 0))
+        wait_for("a frame", lambda: first.frames)
+        assert first.reader.descriptor is not None
+        kept = os.dup(first.reader.descriptor)
     before_ns = time.time_ns()
     sender.send_all((COUNTED, struct.pack("<I", n)) for n in range(1, 300))
     after_ns = time.time_ns()
@@ -221,12 +185,11 @@ def test_another_process_goes_on_with_the_socket(sender: Sender) -> None:
     second = Tap()
     second.reader.adopt(kept)
     second.reader.set_filters([exact_filter(COUNTED), exact_filter(0x124)])
-    second.reader.start()
-    sender.send(0x124)
-    wait_for("all frames", lambda: len(second.frames) == 300)
-    second.reader.close()
+    with second:
+        sender.send(0x124)
+        wait_for("all frames", lambda: len(second.frames) == 300)
 
-    assert counted(first) + counted(second) == list(range(300))
+    assert first.counted() + second.counted() == list(range(300))
     assert all(before_ns - 1000 <= t_ns <= after_ns for t_ns, *_ in second.frames[:-1])
     assert listened() == {}
 
@@ -245,10 +208,6 @@ def test_a_kept_socket_that_is_not_of_this_bus_is_replaced(
 
 
 def foreign_sockets() -> dict[str, Callable[[], int]]:
-    import socket  # noqa: PLC0415
-
-    from tests.vm.guest.bus import extra_bus  # noqa: PLC0415
-
     def bound(bus: str) -> int:
         sock = socket.socket(socket.AF_CAN, socket.SOCK_RAW, socket.CAN_RAW)
         sock.bind((bus,))
@@ -275,9 +234,8 @@ def test_a_kept_socket_that_nobody_wants_any_more_is_closed(tap: Tap) -> None:
 
 
 def test_closing_twice_and_a_filter_after_it_are_harmless() -> None:
-    made = Tap()
-    made.reader.start()
-    made.reader.close()
+    with Tap() as made:
+        pass
     made.reader.close()
 
     made.reader.set_filters(())
