@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.main import cli
+from agent.core import ledgerevent
 from agent.core.policy import parse_unsigned_policy
 from tests import car, docs
 from tests.docs import ROOT
@@ -119,6 +120,12 @@ def test_every_reason_for_a_refused_envelope_is_documented_and_exists() -> None:
     told = first_cells(table) | set(docs.spans(TEXTS["docs/protocol.md"])) & {"wrong-topic"}
 
     assert told == reasons_in_code("EnvelopeRejected")
+
+
+def test_every_reason_can_stand_in_the_ledger() -> None:
+    reasons = reasons_in_code("PolicyRejected") | reasons_in_code("EnvelopeRejected")
+
+    assert {reason for reason in reasons if not ledgerevent.WORD.accepts(reason)} == set()
 
 
 def test_the_module_table_is_complete_and_says_what_the_modules_say() -> None:

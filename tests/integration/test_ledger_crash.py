@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.cloud.ledger import verify_checkpoint
 from agent.core.ledger import Replay, parse_line
 from agent.core.ledgerevent import Event, event
 from agent.core.merkle import Frontier, leaf_hash
 from agent.edge.ledger import Ledger, Limits, replay_all
 from agent.errors import LedgerError
-from tests.sealing import device
+from tests.sealing import device, devices
 
 ROOT = Path(__file__).resolve().parents[2]
 S = 10**9
@@ -146,11 +147,13 @@ def test_every_flipped_bit_of_a_ledger_is_noticed(
 ON_SMALL_DISK = """
 set -e
 mount -t tmpfs -o size=512k tmpfs "$1"
-exec "$2" -m tests.integration.test_ledger_crash "$1"
+exec "$2" -m tests.integration.test_ledger_crash "$1" "$3"
 """
 
 
-def test_a_full_disk_keeps_room_for_what_must_not_be_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("story", ["full", "read-only"])
+def test_a_disk_that_takes_nothing_stops_nobody(tmp_path: Path, story: str) -> None:
+    """Full: there is room for what must not be lost. In both cases the loss is told later."""
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     if (
         shutil.which("unshare") is None
@@ -159,7 +162,7 @@ def test_a_full_disk_keeps_room_for_what_must_not_be_lost(tmp_path: Path) -> Non
         pytest.skip("user namespaces are not allowed here")
 
     ended = subprocess.run(
-        [*unshare, "bash", "-c", ON_SMALL_DISK, "bash", str(tmp_path), sys.executable],
+        [*unshare, "bash", "-c", ON_SMALL_DISK, "bash", str(tmp_path), sys.executable, story],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -167,6 +170,31 @@ def test_a_full_disk_keeps_room_for_what_must_not_be_lost(tmp_path: Path) -> Non
     )
 
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def on_read_only_disk(disk: Path) -> None:
+    """Begin, turn the disk read-only, see that entries are refused, turn it back."""
+    place = disk / "ledger"
+    with opened(place) as ledger:
+        ledger.append(happened(), durable=True)
+        head = ledger.head
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+    with opened(place) as ledger:
+        assert not ledger.append(happened(), durable=True)
+        assert not ledger.sync()
+        assert not ledger.checkpoint_due(NOW_NS)
+        assert ledger.head == head
+        signed = ledger.checkpoint(NOW_NS, device())
+        assert verify_checkpoint(signed, devices=devices())[1].size == head[0]
+        assert (ledger.lost, ledger.fault) == (1, "EROFS")
+        assert list(replay_all(place, Replay()))
+
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        later = event(NOW_NS + 10 * S, "tls-failed", reason="name", times=1)
+        assert ledger.append(later, durable=True)
+    told = [entry for entry, _ in replay_all(place, Replay()) if entry.name == "entries-lost"]
+    assert [entry.facts for entry in told] == [{"entries": 1, "reason": "read-only"}]
 
 
 def on_small_disk(disk: Path) -> None:
@@ -213,4 +241,4 @@ def fill(fd: int) -> None:
 
 
 if __name__ == "__main__":
-    on_small_disk(Path(sys.argv[1]))
+    {"full": on_small_disk, "read-only": on_read_only_disk}[sys.argv[2]](Path(sys.argv[1]))

@@ -231,7 +231,8 @@ class Ledger:
         if self._reserve is None:
             self._directory.parent.mkdir(mode=0o700, exist_ok=True)
             path = self._directory.with_name(f"{self._directory.name}.reserve")
-            self._reserve = Reserve(path, self._limits.reserve_bytes)
+            with suppress(OSError):  # On a read-only disk the ledger can still be read.
+                self._reserve = Reserve(path, self._limits.reserve_bytes)
         finish_begin(self._directory)
         try:
             found = restore(self._directory)
@@ -254,6 +255,10 @@ class Ledger:
     def _adopt(self, found: Restored) -> Tail:
         """Go on with a ledger that holds."""
         replay, last = found.replay, found.segments[-1]
+        self._past = Past(found.segments, self._limits)
+        self._generation = replay.generation
+        self._head = (replay.tree.size, replay.tree.root())
+        self.ended_cleanly = found.ended_cleanly
         fd = open_segment(last.path)
         try:
             if found.torn_bytes:
@@ -265,10 +270,6 @@ class Ledger:
             os.close(fd)
             raise
         tail = self._tail = Tail(fd, replay.tree, size_bytes=found.tail_bytes, crc=found.tail_crc)
-        self._past = Past(found.segments, self._limits)
-        self._generation = replay.generation
-        self._head = (replay.tree.size, replay.tree.root())
-        self.ended_cleanly = found.ended_cleanly
         if replay.checkpoint is not None:
             self._checkpoint_s = replay.checkpoint.time_s
             self._checkpoint_size = replay.checkpoint_n + 1
