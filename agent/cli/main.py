@@ -19,6 +19,7 @@ EXIT_OK = 0
 _COMMANDS = {
     "check": "Build everything that `run` would, start nothing.",
     "demo": "Show the main job on this machine: broker, agent, two recipients, a revocation.",
+    "doctor": "Look at an installation and say what is wrong with it.",
     "explain": "Tell why a VSS path leaves the vehicle, or does not.",
     "keys": "Make keys for policies, devices and recipients.",
     "ledger": "Show, verify and prove what the vehicle's ledger says.",
