@@ -5,7 +5,9 @@ Rules:
    elsewhere (`x5u`, `jku`), is refused.
  * Base64url is canonical (RFC 7515 section 2): no padding, no whitespace, no stray bits, so that
    equal keys are equal texts and nobody can send one token in two spellings.
- * The key is a point of its curve.
+ * The key is a point of its curve, and none of the eight of small order: with one of those as a
+   key, signatures that hold can be made without any secret (RFC 8032 section 8; no library here
+   looks at Ed25519 keys).
 """
 
 import base64
@@ -21,6 +23,8 @@ P256 = {"kty": "EC", "crv": "P-256"}
 ED25519 = {"kty": "OKP", "crv": "Ed25519"}
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
+_PRIME = 2**255 - 19  # RFC 8032 section 5.1: the field, and d of the curve -x² + y² = 1 + dx²y²
+_D = -121_665 * pow(121_666, -1, _PRIME) % _PRIME
 _COORDINATE_BYTES = 32  # Both curves: RFC 7518 section 6.2.1.2, RFC 8032 section 5.1.5
 
 
@@ -75,7 +79,21 @@ def public_jwk(raw: Any, kind: Mapping[str, str]) -> Mapping[str, str]:
             EllipticCurvePublicNumbers(x, y, SECP256R1()).public_key()
         except ValueError as exc:
             raise ValueError(f"x, y is no point of {kind['crv']}") from exc
+    else:
+        _check_ed25519(numbers[0])
     return MappingProxyType(dict(raw))
+
+
+def _check_ed25519(data: bytes) -> None:
+    """Raise ValueError where the bytes are no canonical point, or one of small order."""
+    y = int.from_bytes(data, "little") % 2**255  # The highest bit is the sign of x.
+    above, below = (y * y - 1) % _PRIME, (_D * y * y + 1) % _PRIME  # x² = above / below
+    x2 = above * pow(below, -1, _PRIME) % _PRIME
+    if y >= _PRIME or pow(x2, (_PRIME - 1) // 2, _PRIME) not in (0, 1):
+        raise ValueError("x is no point of Ed25519")
+    # Order 1 and 2: x = 0. Order 4: y = 0. Order 8: twice the point has y = 0, so x² = -y².
+    if x2 == 0 or y == 0 or (x2 + y * y) % _PRIME == 0:
+        raise ValueError("x is a point of small order, with which anybody could sign")
 
 
 def _coordinate(name: str, value: Any) -> bytes:

@@ -395,6 +395,19 @@ def forged_payloads() -> list[Forged]:
             *("unknown member of a detail", "PolicyRejected", "unknown-member"),
             of(put(*GRANT, "details", 1, "paths", value=["Vehicle.Speed"])),
         ),
+        *(
+            (f"taken over: {name}", "PolicyRejected", reason, of(put("taken_over", value=value)))
+            for name, reason, value in (
+                ("null", "type", None),
+                ("text", "type", "r-1"),
+                ("a star", "type", "*"),
+                ("numbers", "type", [1]),
+                ("an empty name", "id", [""]),
+                ("a star in the list", "id", ["*"]),
+                ("a name twice", "duplicate", ["r-1", "r-1"]),
+                ("257 names", "range", [f"r{i}" for i in range(257)]),
+            )
+        ),
         ("no exp", "PolicyRejected", "missing-member", of(drop("exp"))),
         ("no recipient", "PolicyRejected", "missing-member", of(drop(*GRANT, "recipient"))),
         ("no key", "PolicyRejected", "missing-member", of(drop("recipients", "fleet-x", "keys"))),
@@ -536,6 +549,12 @@ def files() -> dict[str, bytes]:
         },
         {"name": "expired", "outcome": "APPLY", "token": of(put("exp", value=NOW_S))},
         {"name": "no grants", "outcome": "APPLY", "token": of(put("grants", value=[]))},
+        {
+            "name": "256 restrictions taken over",
+            "outcome": "APPLY",
+            "token": of(put("taken_over", value=[f"r{i}" for i in range(256)])),
+        },
+        {"name": "none taken over", "outcome": "APPLY", "token": of(put("taken_over", value=[]))},
         {
             "name": "iat a day ahead",
             "outcome": "APPLY",
