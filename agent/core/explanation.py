@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.core.binding import Binding
 from agent.core.catalogue import Catalogue
+from agent.core.pipeline import TakeCounts
 from agent.core.plan import Plan
 from agent.core.policy import Policy
 from agent.core.standing import NO_OVERLAYS, Overlays
@@ -114,6 +115,18 @@ class View:
     facts: Mapping[tuple[str, str], TakeFacts] | None = None
     frames: Mapping[str, int] | None = None
     since: str = "since the start"
+
+
+def facts_of(counts: Mapping[tuple[str, str], TakeCounts]) -> dict[tuple[str, str], TakeFacts]:
+    """Return what became of the values, from the pipeline's counts."""
+    return {
+        key: TakeFacts(
+            taken=item.taken,
+            thinned=item.thinned,
+            drops={drop.value: count for drop, count in item.drops.items()},
+        )
+        for key, item in counts.items()
+    }
 
 
 def parse_explanation(members: Mapping[str, Any]) -> Explanation:

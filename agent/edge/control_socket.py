@@ -320,7 +320,8 @@ def _listen(path: Path, group_id: int | None) -> socket.socket:
         listener.bind(os.fspath(path))
         # Nobody can connect before `listen`, so who comes between these lines is not let in.
         path.chmod(MODE)
-        if group_id is not None:
+        # The hardened unit forbids chown (@privileged); mostly there is nothing to change.
+        if group_id is not None and path.stat().st_gid != group_id:
             os.chown(path, -1, group_id)
         listener.listen(BACKLOG)
     except OSError as exc:

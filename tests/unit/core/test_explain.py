@@ -10,9 +10,18 @@ import pytest
 from agent.core.binding import Binding, bind
 from agent.core.dbc import parse_dbc
 from agent.core.explain import explain
-from agent.core.explanation import Explanation, Finding, Step, TakeFacts, View, parse_explanation
+from agent.core.explanation import (
+    Explanation,
+    Finding,
+    Step,
+    TakeFacts,
+    View,
+    facts_of,
+    parse_explanation,
+)
 from agent.core.mapping import parse_mapping
 from agent.core.model import NS_PER_S
+from agent.core.pipeline import Pipeline
 from agent.core.plan import compile_plan
 from agent.core.policy import Policy, parse_policy
 from agent.core.standing import EVERY_GRANT, NO_OVERLAYS, Overlays, standings
@@ -482,3 +491,18 @@ def test_an_explanation_survives_the_socket(name: str) -> None:
 def test_an_explanation_of_another_version_is_an_error(members: dict[str, Any]) -> None:
     with pytest.raises(AgentError, match="not what this version"):
         parse_explanation(members)
+
+
+def test_the_pipelines_own_counts_are_what_is_told() -> None:
+    policy = car.policy({"g": {"read_security": {"min_interval_s": 1}}})
+    made = view(policy)
+    pipeline = Pipeline(made.plan)
+    start_ms = NOW_S * 1000
+    pipeline.feed([car.door(start_ms + 2000 * i, state) for i, state in enumerate((0, 0, 3, 1))])
+
+    found = explain(DOOR, replace(made, facts=facts_of(pipeline.counts())))
+
+    assert step(found, "taken").text.startswith("2 samples since the start")
+    assert step(found, "thinned").text.startswith("1 value let go by the time rule")
+    assert step(found, "blocked").text.startswith("1 value dropped: the raw value has a name")
+    assert found.verdict == "leaves the vehicle for r-g (grant g)"
