@@ -33,6 +33,7 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
 
 _File = Annotated[Path, BeforeValidator(_resolve)]
 _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_Proxy = Annotated[str, Field(pattern=r"^http://[^/@\s:]+:[0-9]{1,5}$")]
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -100,12 +101,27 @@ class Uplink(_Section):
     ca: _File | None = None
     certificate: _File | None = None
     private_key: _File | None = None
-    keepalive_s: Annotated[int, Field(ge=5, le=3_600)] = 30
+    proxy: _Proxy | None = None
+    """What leads to the broker by CONNECT; TLS is with the broker all the same."""
+    proxy_credentials: _File | None = None
+    """A private file with `user:password`."""
+    alpn: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    redirects: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Brokers that the first one may send us to."""
+    keepalive_s: Annotated[int, Field(ge=5, le=3_600)] = 15
     window: Annotated[int, Field(ge=1, le=1_000)] = 20
     """Most publishes without an answer; the broker's Receive Maximum lowers it."""
+    max_rate_per_s: Annotated[float, Field(gt=0, le=100_000)] = 50.0
+    """Most envelopes a second, so that a backlog does not overrun the broker."""
+    order: Literal["oldest", "newest"] = "oldest"
+    """Which envelopes of a grant go first."""
+    when: dict[str, tuple[str, ...]] = Field(default={}, strict=False)
+    """Class of scopes -> interfaces over which its envelopes may be sent."""
     min_backoff_s: _Seconds = 1.0
     max_backoff_s: _Seconds = 300.0
+    allow_mqtt_3_1_1: bool = True
     allow_tls_1_2: bool = False
+    reconnect_for_new_certificate: bool = False
     plaintext_loopback: bool = False
 
 

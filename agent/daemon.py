@@ -71,7 +71,9 @@ class Daemon:
             StoreError: The state directory cannot be used.
         """
         self._config = config
-        self._store = Store.open(config.state.directory)
+        self._store = Store.open(
+            config.state.directory, newest_first=config.uplink.order == "newest"
+        )
         self._clock = clock = clock or SystemClock(config.time.synchronised_file)
         pipeline = Pipeline(
             max_age_ns=int(config.batch.max_age_s * NS_PER_S),

@@ -6,12 +6,14 @@ Rules:
  * What comes out is complete: no half of a vehicle is ever started.
 """
 
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from agent.config import Bus, Config, Control, Switch
+from agent.config import Uplink as UplinkSection
 from agent.core.binding import Binding, bind, merge
 from agent.core.catalogue import Catalogue
 from agent.core.cose import DeviceKey
@@ -19,9 +21,9 @@ from agent.core.jws import Trust
 from agent.core.permission import Permissions
 from agent.core.switch import SwitchSignal, find_switch
 from agent.edge.files import load_catalogue, load_dbc, load_mapping, load_trust
-from agent.edge.keys import client_tls, load_device_key
+from agent.edge.keys import certificate_end_s, client_tls, load_device_key, load_secret
 from agent.edge.people import find_group, find_permissions
-from agent.edge.uplink import UplinkConfig
+from agent.edge.uplink import Proxy, TlsSource, UplinkConfig
 from agent.errors import AgentError, ConfigError
 from agent.resources import shipped
 
@@ -202,29 +204,51 @@ def _permissions(control: Control) -> Permissions:
 
 def _uplink_config(config: Config) -> UplinkConfig:
     uplink = config.uplink
-    tls = None
-    if not uplink.plaintext_loopback:
-        if uplink.ca is None or uplink.certificate is None or uplink.private_key is None:
-            raise ConfigError(
-                "uplink: ca, certificate and private_key are needed for TLS",
-                hint="name the three files; plaintext is for loopback only, with "
-                "plaintext_loopback = true",
-            )
-        tls = client_tls(
-            ca=uplink.ca,
-            certificate=uplink.certificate,
-            private_key=uplink.private_key,
-            allow_tls_1_2=uplink.allow_tls_1_2,
-        )
     return UplinkConfig(
         host=uplink.host,
         port=uplink.port,
         vehicle=config.vehicle.id,
         client_id=config.vehicle.id,
-        tls=tls,
+        tls=None if uplink.plaintext_loopback else _tls(uplink),
         keepalive_s=uplink.keepalive_s,
         window=uplink.window,
+        max_rate_per_s=uplink.max_rate_per_s,
         min_backoff_s=uplink.min_backoff_s,
         max_backoff_s=uplink.max_backoff_s,
         plaintext_loopback=uplink.plaintext_loopback,
+        proxy=_proxy(uplink),
+        redirects=uplink.redirects,
+        allow_mqtt_3_1_1=uplink.allow_mqtt_3_1_1,
+        reconnect_for_new_certificate=uplink.reconnect_for_new_certificate,
+        when=uplink.when,
     )
+
+
+def _tls(uplink: UplinkSection) -> TlsSource:
+    ca, certificate, private_key = uplink.ca, uplink.certificate, uplink.private_key
+    if ca is None or certificate is None or private_key is None:
+        raise ConfigError(
+            "uplink: ca, certificate and private_key are needed for TLS",
+            hint="name the three files; plaintext is for loopback only, with "
+            "plaintext_loopback = true",
+        )
+
+    def make() -> tuple[ssl.SSLContext, int]:
+        context = client_tls(
+            ca=ca,
+            certificate=certificate,
+            private_key=private_key,
+            allow_tls_1_2=uplink.allow_tls_1_2,
+            alpn=uplink.alpn,
+        )
+        return context, certificate_end_s(certificate)
+
+    return TlsSource(make, files=(ca, certificate, private_key))
+
+
+def _proxy(uplink: UplinkSection) -> Proxy | None:
+    if uplink.proxy is None:
+        return None
+    host, _, port = uplink.proxy.removeprefix("http://").partition(":")
+    secret = uplink.proxy_credentials
+    return Proxy(host, int(port), None if secret is None else load_secret(secret))

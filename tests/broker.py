@@ -13,6 +13,7 @@ from typing import Self
 
 import pytest
 
+from tests.peer import Peer
 from tests.pki import Files, Pki
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,13 @@ class Broker:
     """
 
     def __init__(
-        self, folder: Path, pki: Pki, *, certificate: Files | None = None, extra: str = ""
+        self,
+        folder: Path,
+        pki: Pki,
+        *,
+        certificate: Files | None = None,
+        extra: str = "",
+        crl: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True)
         self._program = mosquitto()
@@ -73,6 +80,9 @@ class Broker:
         for old, new in replaced.items():
             assert old in text, f"{old} is not in the shipped mosquitto.conf any more"
             text = text.replace(old, new)
+        if crl is not None:
+            # At the vehicles' door: the first listener.
+            text = text.replace("tls_version", f"crlfile {crl}\ntls_version", 1)
         if os.geteuid() == 0:
             text += "user root\n"  # Else it changes user and cannot read the test's folder.
         (folder / "mosquitto.conf").write_text(f"{extra}\n{text}", encoding="utf-8")
@@ -138,3 +148,41 @@ def broker(folder: Path, pki: Pki) -> Iterator[Broker]:
     """Run a broker with the shipped configuration."""
     with Broker(folder / "broker", pki) as running:
         yield running
+
+
+class PlainBroker:
+    """A mosquitto without TLS or access list. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        (self.port,) = free_ports(1)
+        self._config = folder / "mosquitto.conf"
+        root = "user root\n" if os.geteuid() == 0 else ""
+        text = f"{root}max_queued_messages 0\nlistener {self.port} 127.0.0.1\n"
+        self._config.write_text(f"{text}allow_anonymous true\n", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [mosquitto(), "-c", str(self._config)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            with socket.socket() as sock:
+                if sock.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return self
+            time.sleep(0.02)
+        pytest.fail("mosquitto did not start")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=10)
+
+    def peer(self) -> Peer:
+        """Connect an independent client."""
+        return Peer(self.port, None)

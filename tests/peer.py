@@ -39,7 +39,7 @@ class Peer:
     def __init__(
         self,
         port: int,
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | None,
         *,
         client_id: str = "",
         session_s: int = 0,
@@ -53,7 +53,8 @@ class Peer:
         self.client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5
         )
-        self.client.tls_set_context(tls)
+        if tls is not None:
+            self.client.tls_set_context(tls)
         self.client.reconnect_delay_set(0.05, 0.05)  # type: ignore[arg-type] # any number works
         self.client.on_connect = self._on_connect
         self.client.on_subscribe = lambda *a: self._subscribed.put(a[3])

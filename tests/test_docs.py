@@ -225,7 +225,7 @@ def test_the_capture_side_has_no_call_that_sends_on_a_bus() -> None:
     calls = {
         (path.relative_to(ROOT).as_posix(), node.func.attr)
         for path, tree in SOURCES.items()
-        if "demo" not in path.parts
+        if not {"demo", "uplink"} & set(path.parts)
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         if node.func.attr in sending

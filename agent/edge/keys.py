@@ -13,7 +13,10 @@ Rules:
 import os
 import ssl
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+
+from cryptography import x509
 
 from agent.core import strictjson
 from agent.core.cose import DeviceKey, device_key
@@ -43,7 +46,12 @@ def load_device_key(path: Path) -> DeviceKey:
 
 
 def client_tls(
-    *, ca: Path, certificate: Path, private_key: Path, allow_tls_1_2: bool = False
+    *,
+    ca: Path,
+    certificate: Path,
+    private_key: Path,
+    allow_tls_1_2: bool = False,
+    alpn: Sequence[str] = (),
 ) -> ssl.SSLContext:
     """Return the TLS settings of a client with a certificate.
 
@@ -52,6 +60,7 @@ def client_tls(
         certificate: Ours and what leads to the CA, PEM.
         private_key: PEM without a passphrase, mode 0600.
         allow_tls_1_2: Also speak TLS 1.2.
+        alpn: Protocols to ask for (RFC 7301), such as `x-amzn-mqtt-ca` at port 443 of AWS.
 
     Raises:
         KeyFileError: A file is not there, cannot be used, or is open to others.
@@ -65,6 +74,8 @@ def client_tls(
             f"the CA {ca} cannot be used: it holds no PEM certificate",
             hint="name the PEM file of the CA that issued the broker's certificate",
         ) from exc
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
     _read_private(private_key)
     try:
         # The empty passphrase keeps OpenSSL from asking for one at the terminal.
@@ -77,6 +88,34 @@ def client_tls(
             hint="both are PEM files, the key is the certificate's own and has no passphrase",
         ) from exc
     return context
+
+
+def certificate_end_s(certificate: Path) -> int:
+    """Return when a certificate ends, s since the epoch.
+
+    Raises:
+        KeyFileError: It is not there, or no PEM certificate.
+    """
+    data, _ = _read(certificate)
+    try:
+        return int(x509.load_pem_x509_certificate(data).not_valid_after_utc.timestamp())
+    except ValueError as exc:
+        raise KeyFileError(f"{certificate} holds no PEM certificate") from exc
+
+
+def load_secret(path: Path) -> str:
+    """Return the one line of a private file, such as a password.
+
+    Raises:
+        KeyFileError: It is not there, others can read it, or it is not one line of text.
+    """
+    try:
+        secret = _read_private(path).decode("utf-8").strip()
+    except UnicodeDecodeError as exc:
+        raise KeyFileError(f"the secret {path} is no text") from exc
+    if not secret or not secret.isprintable():
+        raise KeyFileError(f"the secret {path} is not one line of text")
+    return secret
 
 
 def _read_private(path: Path) -> bytes:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import pytest
 
@@ -26,55 +26,11 @@ from agent.edge.uplink import (
 )
 from agent.edge.uplink import uplink as lane
 from tests.broker import Broker
+from tests.driven import Driven, plain_config, tls_config
 from tests.peer import WAIT_S, FakeBroker, Peer, wait_until
-from tests.pki import Files, Pki, context
+from tests.pki import Pki, context
 
 pytestmark = pytest.mark.broker
-
-Kind = TypeVar("Kind", bound=UplinkEvent)
-
-
-class Driven:
-    """An uplink with the queue that an agent lane would have. A context manager."""
-
-    def __init__(self, config: UplinkConfig) -> None:
-        self.events: queue.Queue[UplinkEvent] = queue.Queue()
-        self.seen: list[UplinkEvent] = []
-        self.uplink = Uplink(config, on_event=self.events.put)
-
-    def __enter__(self) -> Self:
-        self.uplink.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.uplink.close()
-        assert not self.uplink.is_alive
-
-    def wait(self, kind: type[Kind], *, timeout_s: float = WAIT_S) -> Kind:
-        """Return the next event of a kind; events before it are kept in `seen`."""
-        until = time.monotonic() + timeout_s
-        while True:
-            event = self.events.get(timeout=max(0.001, until - time.monotonic()))
-            self.seen.append(event)
-            if isinstance(event, kind):
-                return event
-
-    def send(self, row_id: int, payload: bytes = b"sealed", **other: Any) -> bool:
-        about = {"recipient": "fleet-x", "grant_id": "gr_a", "n": row_id, "expiry_s": 60} | other
-        return self.uplink.publish(row_id, envelope=payload, **about)
-
-
-def tls_config(port: int, vehicle: str, files: Files, **other: Any) -> UplinkConfig:
-    tls = client_tls(ca=files.ca, certificate=files.certificate, private_key=files.private_key)
-    about = {"min_backoff_s": 0.05, "max_backoff_s": 0.2, "client_id": vehicle} | other
-    return UplinkConfig("127.0.0.1", port, vehicle, tls=tls, **about)
-
-
-def plain_config(port: int, **other: Any) -> UplinkConfig:
-    about = {"min_backoff_s": 0.02, "max_backoff_s": 0.05} | other
-    return UplinkConfig(
-        "127.0.0.1", port, "veh-1", "veh-1", tls=None, plaintext_loopback=True, **about
-    )
 
 
 @pytest.fixture(scope="module")
@@ -460,20 +416,22 @@ def test_tls_1_2_is_spoken_only_when_asked_for(pki: Pki) -> None:
     assert got[1][0] == 0x10  # CONNECT
 
 
-def test_another_vehicles_topics_are_refused_and_the_row_is_held_back(
+def test_another_vehicles_topics_are_refused_and_the_grant_is_held_back(
     broker: Broker, pki: Pki
 ) -> None:
-    """A refused envelope stays in the spool and is not offered again at once."""
+    """A refused envelope stays in the spool; it takes no place from other grants."""
     config = tls_config(broker.port, "veh-2", pki.vehicle("veh-1"), window=3)
     with Driven(config) as driven:
         driven.wait(Connected)
         driven.send(5)
 
         assert driven.wait(Refused) == Refused(5, 0x87)
-        # mosquitto 2.0.11 ends the connection over it; the row stays held back on the next one.
-        assert wait_until(driven.uplink.room) == 2
-        assert driven.uplink.in_flight() == {5}
+        # mosquitto 2.0.11 ends the connection over it; the grant stays held back on the next one.
+        assert wait_until(driven.uplink.room) == 3
+        assert driven.uplink.held_grants() == {"gr_a"}
         assert not driven.send(5)
+        assert not driven.send(6)
+        assert driven.send(7, grant_id="gr_b")
 
 
 def test_the_status_says_online_and_the_broker_says_offline_for_us(

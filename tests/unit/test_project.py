@@ -115,7 +115,7 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in table.items():
         if name == "bus" and isinstance(value, list):
             found |= flat(value[0], "bus.")
-        elif isinstance(value, dict) and name != "options":
+        elif isinstance(value, dict) and name not in ("options", "when"):
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value

@@ -55,18 +55,24 @@ PIECE_ROWS = (
 class Store:
     """The state directory, open. A context manager; closing twice is harmless."""
 
-    def __init__(self, database: Database, *, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, database: Database, *, max_bytes: int | None = None, newest_first: bool = False
+    ) -> None:
         self._db = database
+        self._newest_first = newest_first
         self._max_bytes = max_bytes
         self._bytes = sum(tally.size_bytes for tally in self.counts().values())
 
     @classmethod
-    def open(cls, directory: Path, *, max_bytes: int | None = None) -> Self:
+    def open(
+        cls, directory: Path, *, max_bytes: int | None = None, newest_first: bool = False
+    ) -> Self:
         """Open the state directory, creating it where it is missing.
 
         Args:
             directory: Owned by this user, mode 0700.
             max_bytes: Most bytes of envelopes that the spool takes; None: what the disk allows.
+            newest_first: Offer the youngest envelopes first.
 
         Raises:
             StoreBusy: Another process holds it.
@@ -74,7 +80,7 @@ class Store:
         """
         database = Database(directory)
         try:
-            store = cls(database, max_bytes=max_bytes)
+            store = cls(database, max_bytes=max_bytes, newest_first=newest_first)
         except BaseException:
             database.close()
             raise
@@ -313,10 +319,12 @@ class Store:
         self, limit: int, *, exclude: AbstractSet[int] = frozenset()
     ) -> tuple[SpoolRow, ...]:
         """Return up to `limit` envelopes of active grants, oldest first, without the excluded."""
+        sign = -1 if self._newest_first else 1
         rows = self._db.each(
             "SELECT row_id, grant_id, rev, n, recipient, envelope, expires_ns"
             " FROM spool JOIN live_grant USING (grant_id, rev)"
-            " WHERE state = 'active' ORDER BY row_id",
+            " WHERE state = 'active' ORDER BY row_id * ?",
+            sign,
         )
         with closing(rows):
             offered = (SpoolRow(*row) for row in rows if row[0] not in exclude)

@@ -1,5 +1,7 @@
-"""MQTT 5 over TLS: envelopes out, policies in, behind a narrow interface."""
+"""MQTT over TLS: envelopes out, policies in, behind a narrow interface."""
 
+from agent.edge.uplink.dial import Proxy
+from agent.edge.uplink.tls import TlsSource
 from agent.edge.uplink.uplink import Uplink
 from agent.edge.uplink.value import (
     Connected,
@@ -18,7 +20,9 @@ __all__ = [
     "Disconnected",
     "PolicyArrived",
     "PolicyToken",
+    "Proxy",
     "Refused",
+    "TlsSource",
     "Uplink",
     "UplinkConfig",
     "UplinkEvent",

@@ -22,22 +22,25 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.edge.uplink.client import (
+    PahoClient,
+    packed_size,
+    properties_of,
+    publish_properties,
+    server_reference,
+)
+from agent.edge.uplink.dial import ConnectionEnded, dial
+from agent.edge.uplink.message import JSON_TYPE
 from agent.edge.uplink.value import UplinkConfig
-from agent.errors import UplinkError
 
 MAX_POLICY_BYTES = 64 * 1024  # Design: policy. A longer one is refused without being read.
 MAX_PACKET_BYTES = MAX_POLICY_BYTES + 4 * 1024  # Topic, properties, header.
 RECEIVE_MAXIMUM = 4  # Policies without our acknowledgement.
-TCP_TLS_TIMEOUT_S = 10.0
-JSON_TYPE = "application/json"
-
-
-class ConnectionEnded(UplinkError):  # noqa: N818 - an end is no error
-    """The connection is over, or did not come about."""
+UNSUPPORTED_VERSION = 0x84  # MQTT 5 section 2.4, also for CONNACK 0x01 of 3.1.1.
 
 
 class Connection:
-    """An MQTT 5 connection that its owner drives.
+    """An MQTT connection that its owner drives.
 
     Attributes:
         number: Tells it from those before and after.
@@ -50,6 +53,9 @@ class Connection:
         config: UplinkConfig,
         *,
         number: int,
+        server: tuple[str, int],
+        tls: ssl.SSLContext | None,
+        speaks_5: bool,
         topic: str,
         will: tuple[str, bytes],
         on_up: Callable[[], None],
@@ -59,8 +65,11 @@ class Connection:
         """Prepare a connection; `open` begins it.
 
         Args:
-            config: Where to and as whom.
+            config: As whom, and how.
             number: Its name.
+            server: Host and port.
+            tls: None: plaintext.
+            speaks_5: MQTT 5; else 3.1.1, which knows no properties and no reasons.
             topic: The only subscription.
             will: Topic and payload that the broker publishes, retained, when we are gone.
             on_up: Called once in `step` when the subscription stands.
@@ -70,28 +79,32 @@ class Connection:
         self.number = number
         self.came_up = False
         self.receive_maximum = 65_535  # MQTT 5 section 3.2.2.3.3: where the broker names none.
+        self.speaks_5 = speaks_5
         self._config = config
         self._topic = topic
         self._callbacks = (on_up, on_message, on_puback)
         self._max_packet = 268_435_455  # MQTT 5 section 2.1.4: the longest there is.
         self._is_taken = False
-        self._ended: str | None = None
+        self._ended: ConnectionEnded | None = None
         self._fault: Exception | None = None
         self._switch: socket.socket | None = None
         self._unacknowledged: set[int] = set()
         self._retain_handling = 0
-        self._client = _Client(
-            config,
+        self._client = PahoClient(
+            lambda: dial(*server, tls=tls, proxy=config.proxy, silence_s=config.keepalive_s),
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
-            protocol=MQTTProtocolVersion.MQTTv5,
+            clean_session=None if speaks_5 else False,
+            protocol=MQTTProtocolVersion.MQTTv5 if speaks_5 else MQTTProtocolVersion.MQTTv311,
             manual_ack=True,
             reconnect_on_failure=False,
         )
         self._client.max_inflight_messages_set(0)  # No limit of its own: the window is the lane's.
-        about_will = _properties(PacketTypes.WILLMESSAGE)
+        about_will = properties_of(PacketTypes.WILLMESSAGE)
         about_will.ContentType = JSON_TYPE
-        self._client.will_set(*will, qos=1, retain=True, properties=about_will)
+        self._client.will_set(
+            *will, qos=1, retain=True, properties=about_will if speaks_5 else None
+        )
         self._client.on_connect = self._guard(self._on_connect)
         self._client.on_subscribe = self._guard(self._on_subscribe)
         self._client.on_disconnect = self._guard(self._on_disconnect)
@@ -110,20 +123,18 @@ class Connection:
             ConnectionEnded: No connection, or TLS failed.
         """
         self._retain_handling = 0 if retained_again else 1
-        connect = _properties(PacketTypes.CONNECT)
-        connect.SessionExpiryInterval = self._config.session_expiry_s
-        connect.MaximumPacketSize = MAX_PACKET_BYTES
-        connect.ReceiveMaximum = RECEIVE_MAXIMUM
-        try:
-            self._client.connect(
-                self._config.host,
-                self._config.port,
-                keepalive=self._config.keepalive_s,
-                clean_start=False,  # Also the first time, or some brokers keep no session.
-                properties=connect,
-            )
-        except (OSError, UnicodeError) as exc:
-            raise ConnectionEnded(self._no_connection(exc)) from exc
+        about: dict[str, Any] = {}
+        if self.speaks_5:
+            connect = properties_of(PacketTypes.CONNECT)
+            connect.SessionExpiryInterval = self._config.session_expiry_s
+            connect.MaximumPacketSize = MAX_PACKET_BYTES
+            connect.ReceiveMaximum = RECEIVE_MAXIMUM
+            # Clean Start also off the first time, or some brokers keep no session.
+            about = {"clean_start": False, "properties": connect}
+        # Host and port are those of `dial`; paho wants some.
+        self._client.connect(
+            self._config.host, self._config.port, keepalive=self._config.keepalive_s, **about
+        )
         self._switch = _second_handle(self._socket())
 
     def step(self, wake_fd: int, timeout_s: float) -> None:
@@ -149,11 +160,11 @@ class Connection:
             self._client.loop_misc()
         except Exception as exc:  # noqa: BLE001 - paho raises anything over bytes it did not expect
             if self._fault is None:
-                self._ended = f"the broker breaks the protocol ({type(exc).__name__})"
+                self._end(f"the broker breaks the protocol ({type(exc).__name__})")
         if self._fault is not None:
             raise self._fault
         if self._ended is not None or self._client.socket() is None:
-            raise ConnectionEnded(self._ended or "the connection was lost")
+            raise self._ended or self._lost()
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, **about: Any) -> int:
         """Queue a message; return its mid.
@@ -163,16 +174,16 @@ class Connection:
             payload: As it is sent.
             qos: 0 or 1.
             retain: Whether the broker keeps it for whoever subscribes later.
-            about: MQTT 5 properties, see `_publish_properties`.
+            about: MQTT 5 properties, see `publish_properties`.
 
         Raises:
             OverflowError: Longer than the broker takes.
             ConnectionEnded: paho does not take it.
         """
-        properties = _publish_properties(**about)
+        properties = publish_properties(**about) if self.speaks_5 else None
         # 2 bytes each for the length of the topic and the mid, 5 for the fixed header.
-        size = 9 + len(topic.encode()) + _packed_size(properties) + len(payload)
-        if size > self._max_packet:
+        size = 9 + len(topic.encode()) + len(payload)
+        if size + (packed_size(properties) if properties else 0) > self._max_packet:
             raise OverflowError
         done = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if done.rc is not MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -186,8 +197,9 @@ class Connection:
             self._client.ack(mid, 1)
 
     def leave(self) -> None:
-        """Queue DISCONNECT; the broker publishes our will (MQTT 5 section 3.14.2.1, code 0x04)."""
-        self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=0x04))
+        """Queue DISCONNECT; under MQTT 5 the broker publishes our will (section 3.14.2.1, 0x04)."""
+        reason = ReasonCode(PacketTypes.DISCONNECT, identifier=0x04) if self.speaks_5 else None
+        self._client.disconnect(reason)
 
     def cut(self) -> None:
         """Stop all sending and receiving at once. Any thread.
@@ -217,23 +229,40 @@ class Connection:
 
         return guarded
 
+    def _end(self, message: str, **about: Any) -> None:
+        self._ended = ConnectionEnded(message, **about)
+
+    def _lost(self) -> ConnectionEnded:
+        """Say why, where TLS knows more than that the connection is gone."""
+        alert = self._client.tls_fault
+        if alert is None:
+            return ConnectionEnded("the connection was lost")
+        return ConnectionEnded(f"TLS ended the connection: {alert}", tls=True)
+
     def _on_connect(
         self, client: Client, _: Any, __: ConnectFlags, reason: ReasonCode, found: Properties
     ) -> None:
         if self._is_taken:
-            self._ended = "the broker breaks the protocol (a second CONNACK)"
+            self._end("the broker breaks the protocol (a second CONNACK)")
             return
         self._is_taken = True
         if reason.is_failure:
-            self._ended = f"the broker refuses us: {reason}"
+            self._end(
+                f"the broker refuses us: {reason}",
+                server=server_reference(reason, found),
+                too_new=self.speaks_5 and reason.value == UNSUPPORTED_VERSION,
+            )
             return
         self.receive_maximum = getattr(found, "ReceiveMaximum", self.receive_maximum)
         self._max_packet = getattr(found, "MaximumPacketSize", self._max_packet)
         if getattr(found, "MaximumQoS", 1) < 1:
-            self._ended = "the broker takes QoS 0 only, expected QoS 1"
+            self._end("the broker takes QoS 0 only, expected QoS 1")
             return
-        options = SubscribeOptions(qos=1, retainHandling=self._retain_handling)
-        client.subscribe(self._topic, options=options)
+        if self.speaks_5:
+            options = SubscribeOptions(qos=1, retainHandling=self._retain_handling)
+            client.subscribe(self._topic, options=options)
+        else:
+            client.subscribe(self._topic, qos=1)
 
     def _on_subscribe(
         self, _: Client, __: Any, ___: int, reasons: list[ReasonCode], ____: Properties
@@ -241,19 +270,20 @@ class Connection:
         # Who cannot tell us that a grant has ended gets no envelope of it.
         if len(reasons) != 1 or reasons[0].is_failure:
             told = ", ".join(str(reason) for reason in reasons)
-            self._ended = f"the broker refuses the subscription to the policy: {told}"
+            self._end(f"the broker refuses the subscription to the policy: {told}")
             return
         self.came_up = True
         self._callbacks[0]()
 
     def _on_disconnect(
-        self, _: Client, __: Any, flags: DisconnectFlags, reason: ReasonCode, ___: Properties
+        self, _: Client, __: Any, flags: DisconnectFlags, reason: ReasonCode, found: Properties
     ) -> None:
-        if self._ended is None:
-            by_broker = flags.is_disconnect_packet_from_server
-            self._ended = (
-                f"the broker sent us away: {reason}" if by_broker else "the connection was lost"
-            )
+        if self._ended is not None:
+            return
+        if flags.is_disconnect_packet_from_server:
+            self._end(f"the broker sent us away: {reason}", server=server_reference(reason, found))
+        else:
+            self._ended = self._lost()
 
     def _on_message(self, client: Client, _: Any, message: MQTTMessage) -> None:
         if message.qos != 1:
@@ -267,7 +297,7 @@ class Connection:
             return
         self._unacknowledged.add(message.mid)
         if len(self._unacknowledged) > RECEIVE_MAXIMUM:
-            self._ended = f"the broker sends more than {RECEIVE_MAXIMUM} policies at once"
+            self._end(f"the broker sends more than {RECEIVE_MAXIMUM} policies at once")
             return
         self._callbacks[1](message.mid, bytes(message.payload))
 
@@ -281,72 +311,14 @@ class Connection:
         # 256 MiB into RAM.
         size = self._client._in_packet["remaining_length"]  # noqa: SLF001 - no public way to see it
         if size > MAX_PACKET_BYTES:
-            self._ended = f"the broker sends {size} bytes, expected at most {MAX_PACKET_BYTES}"
+            self._end(f"the broker sends {size} bytes, expected at most {MAX_PACKET_BYTES}")
 
     def _socket(self) -> socket.socket:
         sock = self._client.socket()
         if sock is None:
-            raise ConnectionEnded(self._ended or "the connection was lost")
+            raise self._ended or self._lost()
         assert isinstance(sock, socket.socket)
         return sock
-
-    def _no_connection(self, exc: Exception) -> str:
-        place = f"{self._config.host}:{self._config.port}"
-        match exc:
-            case ssl.SSLCertVerificationError():
-                return f"the certificate of {place} was not accepted: {exc.verify_message}"
-            case ssl.SSLError():
-                return f"TLS with {place} failed: {exc.reason or type(exc).__name__}"
-            case socket.gaierror() | UnicodeError():
-                return f"the name {self._config.host} cannot be resolved"
-            case TimeoutError():
-                return f"{place} did not answer within {TCP_TLS_TIMEOUT_S:g} s"
-            case OSError():
-                return f"{place} cannot be reached: {exc.strerror or type(exc).__name__}"
-        raise exc
-
-
-class _Client(Client):
-    """paho's client over a socket of our making.
-
-    paho makes its own, but leaves it open when the handshake fails, asks the environment for
-    proxies, and falls back to a handshake without the broker's name.
-    """
-
-    def __init__(self, config: UplinkConfig, *arguments: Any, **others: Any) -> None:
-        super().__init__(*arguments, **others)
-        self._config = config
-
-    def _create_socket(self) -> socket.socket:
-        config = self._config
-        sock = socket.create_connection((config.host, config.port), timeout=TCP_TLS_TIMEOUT_S)
-        if config.tls is None:
-            return sock
-        try:
-            return config.tls.wrap_socket(sock, server_hostname=config.host)
-        except BaseException:
-            sock.close()
-            raise
-
-
-def _publish_properties(
-    content_type: str, *, expiry_s: int | None = None, n: int | None = None
-) -> Properties:
-    properties = _properties(PacketTypes.PUBLISH)
-    properties.ContentType = content_type
-    if expiry_s is not None:
-        properties.MessageExpiryInterval = expiry_s
-    if n is not None:
-        properties.UserProperty = ("n", str(n))
-    return properties
-
-
-def _properties(packet_type: int) -> Properties:
-    return Properties(packet_type)  # type: ignore[no-untyped-call] # paho leaves it without types
-
-
-def _packed_size(properties: Properties) -> int:
-    return len(properties.pack())  # type: ignore[no-untyped-call] # as above
 
 
 def _second_handle(sock: socket.socket) -> socket.socket:

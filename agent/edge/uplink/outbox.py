@@ -1,8 +1,10 @@
 """What is on its way to the broker over one connection. Not thread-safe: the lane holds its lock.
 
 Rules:
- * Acknowledgements of policies outlive a connection, and so does the memory of a refusal;
-   everything else dies with it.
+ * Acknowledgements of policies and the newest ledger head outlive a connection, and so does the
+   memory of a refusal; everything else dies with it.
+ * What the broker refuses is held back with all of its grant, so that a grant keeps its order, and
+   takes no place in the window, so that it does not starve the others.
  * What is small and waits for nobody (acks, status, health, PUBACKs) goes before envelopes.
  * Unanswered publishes never exceed what the broker takes, envelopes never exceed the window, and
    a backlog leaves at a limited rate.
@@ -10,32 +12,29 @@ Rules:
 
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from agent.core.model import NS_PER_S
 from agent.edge.uplink.connection import Connection
+from agent.edge.uplink.message import Message, Stream
 from agent.edge.uplink.value import Delivered, PolicyToken, Refused, UplinkEvent
 
-HELD_S = 60.0  # How long a refused envelope is not offered again.
+HELD_S = 60.0  # How long a refused grant is held back at first; doubled by each refusal ...
+MAX_HELD_S = 3600.0  # ... up to this.
+MANY_ROWS = 100  # Single rows held back at once; further ones hold their grant.
 MAX_ACKS = 8  # Acknowledgements kept until the broker has them; the oldest go first.
 PACKET_TOO_LARGE = 0x95  # MQTT 5 section 2.4
 NO_MATCHING_SUBSCRIBERS = 0x10
 FAILURE = 0x80  # Codes from here on.
+OF_THE_ROW = (PACKET_TOO_LARGE, 0x99)  # The next envelope of the grant may pass: size, format.
 
 
-@dataclass(slots=True, eq=False)
-class Message:
-    """A publish: where to, what, and the MQTT 5 properties about it."""
+@dataclass(slots=True)
+class Hold:
+    """A stream that the broker refused."""
 
-    topic: str
-    payload: bytes
-    about: dict[str, Any]
-    qos: int = 1
-    retain: bool = False
-    row_id: int | None = None
-    grant_id: str | None = None
-    sent_ns: int = field(default=0, init=False)
+    until_ns: int
+    wait_s: float
 
 
 class Outbox:
@@ -57,13 +56,17 @@ class Outbox:
         self._rows: deque[Message] = deque()
         self._sent: dict[int, Message] = {}  # mid -> publish without an answer
         self._flying: set[int | None] = set()
-        self._held: dict[int, int] = {}  # row id -> until when, monotonic ns
+        self._head: Message | None = None
+        self._held_rows: dict[int, int] = {}  # row id -> until when, monotonic ns
+        self._holds: dict[Stream, Hold] = {}
         # Answered, but the agent lane may not have read of it yet, and would offer them again.
         self._answered: deque[int] = deque(maxlen=4 * window)
 
     def begin(self) -> None:
         """Take up what outlives a connection."""
         self._controls.extend(self._acks)
+        if self._head is not None:
+            self._controls.append(self._head)
         self._answered.clear()
 
     def forget(self) -> None:
@@ -73,17 +76,31 @@ class Outbox:
         for waiting in (self._controls, self._rows, self._sent, self._flying):
             waiting.clear()
 
-    def room(self, receive_maximum: int, now_ns: int) -> int:
+    def room(self, receive_maximum: int) -> int:
         """Return how many more envelopes may be added."""
-        for row_id in [row_id for row_id, until_ns in self._held.items() if until_ns <= now_ns]:
-            del self._held[row_id]
-        busy = len(self._flying) + len(self._held)
-        return max(0, min(self._window, receive_maximum) - busy)
+        return max(0, min(self._window, receive_maximum) - len(self._flying))
+
+    def held_grants(self, now_ns: int) -> frozenset[str]:
+        """Return the grants whose envelopes are held back."""
+        return frozenset(
+            grant_id
+            for (grant_id, is_gap), hold in self._holds.items()
+            if hold.until_ns > now_ns and not is_gap
+        )
+
+    def is_held(self, message: Message, now_ns: int) -> bool:
+        """Whether the broker refused this row, or its grant, a moment ago."""
+        hold = self._holds.get(message.stream)
+        if hold is not None and hold.until_ns > now_ns:
+            return True
+        for row_id in [row_id for row_id, until in self._held_rows.items() if until <= now_ns]:
+            del self._held_rows[row_id]
+        return message.row_id in self._held_rows
 
     def busy_rows(self) -> frozenset[int]:
         """Return the rows that are unanswered, or were answered or refused just before."""
         flying = {row_id for row_id in self._flying if row_id is not None}
-        return frozenset(flying | self._held.keys() | set(self._answered))
+        return frozenset(flying | self._held_rows.keys() | set(self._answered))
 
     def add_row(self, message: Message) -> None:
         """Let an envelope wait for its turn."""
@@ -101,6 +118,10 @@ class Outbox:
     def keep_ack(self, ack: Message) -> None:
         """Remember an acknowledgement until it is answered."""
         self._acks.append(ack)
+
+    def keep_head(self, head: Message) -> None:
+        """Remember a ledger head, in the place of an older one, until it is answered."""
+        self._head = head
 
     def withdraw(self, grant_id: str) -> bool:
         """Forget the waiting envelopes of a grant; return whether others are unanswered."""
@@ -164,10 +185,26 @@ class Outbox:
             # Also when refused: what the broker does not take now it will not take later.
             with suppress(ValueError):  # A status; or an ack that newer ones have pushed out.
                 self._acks.remove(message)
+            if self._head is message:
+                self._head = None
             return []
         self._flying.discard(message.row_id)
         if reason_code < FAILURE:
+            self._holds.pop(message.stream, None)
             self._answered.append(message.row_id)
             return [Delivered(message.row_id, heard=reason_code != NO_MATCHING_SUBSCRIBERS)]
-        self._held[message.row_id] = now_ns + int(HELD_S * NS_PER_S)
+        if reason_code in OF_THE_ROW and len(self._held_rows) < MANY_ROWS:
+            self._held_rows[message.row_id] = now_ns + int(MAX_HELD_S * NS_PER_S)
+        else:
+            self._hold(message.stream, now_ns)
         return [Refused(message.row_id, reason_code)]
+
+    def _hold(self, stream: Stream, now_ns: int) -> None:
+        before = self._holds.get(stream)
+        if before is not None and before.until_ns > now_ns:
+            return  # One of several that were on their way together.
+        wait_s = HELD_S if before is None else min(2 * before.wait_s, MAX_HELD_S)
+        self._holds[stream] = Hold(now_ns + int(wait_s * NS_PER_S), wait_s)
+        for message in [message for message in self._rows if message.stream == stream]:
+            self._rows.remove(message)
+            self._flying.discard(message.row_id)

@@ -3,8 +3,10 @@
     consentry/v1/{vehicle}/policy                       in, retained, QoS 1
     consentry/v1/{vehicle}/policy/ack                   out, QoS 1
     consentry/v1/{vehicle}/data/{recipient}/{grant}     out, QoS 1
+    consentry/v1/{vehicle}/gap/{recipient}/{grant}      out, QoS 1
     consentry/v1/{vehicle}/status                       out, QoS 1, retained; last will
     consentry/v1/{vehicle}/health                       out, QoS 0
+    consentry/v1/{vehicle}/ledger/head                  out, QoS 1
 
 Rules:
  * The spool is the only queue. An envelope that the broker has not answered when the connection
@@ -12,6 +14,8 @@ Rules:
  * An envelope is handed to a connection under the lock that `cancel` takes, so once `cancel` has
    returned nothing of that grant is sent any more.
  * Nothing is published before the subscription to the policy stands.
+ * What the lane tells is bounded: envelopes by the window, policies by those that were not
+   acknowledged to it, over connections too.
  * If the thread fails it says so and stays dead; whoever looks at `is_alive` ends the process.
 """
 
@@ -26,8 +30,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from agent.core.model import NS_PER_S
-from agent.edge.uplink.connection import JSON_TYPE, Connection, ConnectionEnded
-from agent.edge.uplink.outbox import Message, Outbox
+from agent.edge.uplink.connection import RECEIVE_MAXIMUM, Connection
+from agent.edge.uplink.dial import ConnectionEnded
+from agent.edge.uplink.message import Message, Messages, status
+from agent.edge.uplink.outbox import Outbox
+from agent.edge.uplink.route import blocked_classes, default_interface
+from agent.edge.uplink.server import Server
 from agent.edge.uplink.value import (
     Connected,
     Disconnected,
@@ -35,16 +43,14 @@ from agent.edge.uplink.value import (
     PolicyToken,
     UplinkConfig,
     UplinkEvent,
-    check_id,
 )
 
-COSE_TYPE = 'application/cose; cose-type="cose-sign1"'  # RFC 9052 section 11.3.1
 MOVE_S = 5.0  # The thread moves at least this often.
 ATTEMPT_S = 60.0  # A name lookup cannot be interrupted; so long it counts as moving.
 CONNACK_S = 20.0  # From the end of the TLS handshake until the subscription stands.
 ANSWER_S = 60.0  # A broker that leaves a publish unanswered for longer is left.
 STABLE_S = 30.0  # A connection that held so long starts the backoff anew.
-MAX_EXPIRY_S = 2**32 - 1  # MQTT 5 section 3.3.2.3.3
+MAX_UNREAD = 2 * RECEIVE_MAXIMUM  # Policies told and not acknowledged; no new connection with more.
 
 _log = logging.getLogger(__name__)
 
@@ -61,16 +67,18 @@ class Uplink:
         """
         self._config = config
         self._on_event = on_event
-        self._base = f"consentry/v1/{config.vehicle}"
+        self._messages = Messages(config.vehicle)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._main, name="uplink", daemon=True)
         self._closing = False
         self._dead = False
         self._generation = 0  # Names the connection.
+        self._server = Server(config)
         self._attempt_ns = 0
         self._moved_ns = time.monotonic_ns()
         self._news: deque[UplinkEvent] = deque()  # Told outside the lock.
-        self._lock = threading.Lock()  # Guards the two below, and closing the descriptor.
+        self._lock = threading.Lock()  # Guards the three below, and closing the descriptor.
+        self._unread: set[PolicyToken] = set()
         self._connection: Connection | None = None  # While it is up.
         self._outbox = Outbox(window=config.window, max_rate_per_s=config.max_rate_per_s)
 
@@ -87,6 +95,21 @@ class Uplink:
         if attempt_ns and now_ns - attempt_ns < ATTEMPT_S * NS_PER_S:
             return now_ns
         return self._moved_ns
+
+    @property
+    def certificate_ends_s(self) -> int | None:
+        """When our certificate ends, s since the epoch; None: not known, or no TLS."""
+        return self._server.certificate_ends_s
+
+    def blocked_classes(self) -> frozenset[str]:
+        """Return the classes of scopes that may not be sent over the interface in use."""
+        when = self._config.when
+        return blocked_classes(when, default_interface()) if when else frozenset()
+
+    def held_grants(self) -> frozenset[str]:
+        """Return the grants that the broker refused a while ago; `publish` takes none of them."""
+        with self._lock:
+            return self._outbox.held_grants(time.monotonic_ns())
 
     def start(self) -> None:
         """Start the network thread."""
@@ -148,21 +171,24 @@ class Uplink:
         Raises:
             ConfigError: An id that cannot stand in a topic.
         """
-        check_id("recipient", recipient)
-        check_id("grant", grant_id)
-        message = Message(
-            f"{self._base}/data/{recipient}/{grant_id}",
-            envelope,
-            {"content_type": COSE_TYPE, "expiry_s": min(expiry_s, MAX_EXPIRY_S), "n": n},
-            row_id=row_id,
-            grant_id=grant_id,
+        return self._offer(
+            self._messages.envelope(row_id, recipient, grant_id, n, envelope, expiry_s)
         )
-        with self._lock:
-            if self._room() <= 0 or row_id in self._outbox.busy_rows():
-                return False
-            self._outbox.add_row(message)
-        self._wake()
-        return True
+
+    def publish_gap(self, gap_id: int, *, recipient: str, grant_id: str, record: bytes) -> bool:
+        """Send a signed record of numbers that will not come; answered as `publish` is.
+
+        Args:
+            gap_id: Below zero, so that it is no row of the spool.
+            recipient: Part of the topic.
+            grant_id: Part of the topic; the grant may have ended.
+            record: The payload.
+
+        Raises:
+            ConfigError: An id that cannot stand in a topic.
+        """
+        assert gap_id < 0
+        return self._offer(self._messages.gap(gap_id, recipient, grant_id, record))
 
     def cancel(self, grant_id: str) -> None:
         """Make sure that no envelope of this grant is sent from now on.
@@ -183,17 +209,27 @@ class Uplink:
         message again.
         """
         with self._lock:
+            self._unread.discard(token)
             # It may have come before the subscription stood: the session brought it.
             self._outbox.add_control(token)
         self._wake()
 
     def publish_ack(self, data: bytes) -> None:
         """Send a signed acknowledgement; it is kept, over connections, until the broker has it."""
-        ack = Message(f"{self._base}/policy/ack", data, {"content_type": COSE_TYPE})
+        ack = self._messages.ack(data)
         with self._lock:
             self._outbox.keep_ack(ack)
             if self._connection is not None:
                 self._outbox.add_control(ack)
+        self._wake()
+
+    def publish_ledger_head(self, data: bytes) -> None:
+        """Send a signed head of the ledger; the newest is kept until the broker has it."""
+        head = self._messages.head(data)
+        with self._lock:
+            self._outbox.keep_head(head)
+            if self._connection is not None:
+                self._outbox.add_control(head)
         self._wake()
 
     def publish_status(self, state: str) -> bool:
@@ -201,14 +237,23 @@ class Uplink:
 
         When we are gone the broker publishes `offline` by itself.
         """
-        topic, about = f"{self._base}/status", {"content_type": JSON_TYPE}
-        return self._control(Message(topic, _status(state), about, retain=True))
+        return self._control(self._messages.status(state))
 
     def publish_health(self, data: bytes) -> bool:
         """Publish counters (JSON), once and without an answer; False without a connection."""
-        return self._control(
-            Message(f"{self._base}/health", data, {"content_type": JSON_TYPE}, qos=0)
-        )
+        return self._control(self._messages.health(data))
+
+    def _offer(self, message: Message) -> bool:
+        with self._lock:
+            if (
+                self._room() <= 0
+                or message.row_id in self._outbox.busy_rows()
+                or self._outbox.is_held(message, time.monotonic_ns())
+            ):
+                return False
+            self._outbox.add_row(message)
+        self._wake()
+        return True
 
     def _control(self, message: Message) -> bool:
         with self._lock:
@@ -221,7 +266,7 @@ class Uplink:
     def _room(self) -> int:
         if self._connection is None or self._closing:
             return 0
-        return self._outbox.room(self._connection.receive_maximum, time.monotonic_ns())
+        return self._outbox.room(self._connection.receive_maximum)
 
     def _cut(self) -> None:
         """Give up the connection and all that it carried; the lock is held."""
@@ -254,11 +299,13 @@ class Uplink:
         least, most = self._config.min_backoff_s, self._config.max_backoff_s
         chance = random.SystemRandom()
         while not self._closing:
+            while len(self._unread) >= MAX_UNREAD and not self._closing:
+                self._pause(MOVE_S)  # A broker that floods us waits until the agent lane has read.
             opened_ns = time.monotonic_ns()
             # A new process may have lost what the session has brought before.
-            came_up, by_us = self._live_once(retained_again=not met)
+            came_up, at_once = self._live_once(retained_again=not met)
             met = met or came_up
-            if by_us:
+            if at_once:
                 continue
             if came_up and time.monotonic_ns() - opened_ns >= STABLE_S * NS_PER_S:
                 attempt = 0
@@ -267,13 +314,17 @@ class Uplink:
             attempt += 1
 
     def _live_once(self, *, retained_again: bool) -> tuple[bool, bool]:
-        """Live through one connection; return whether it came up, and whether we ended it."""
+        """Live through one connection; return whether it came up, and whether no pause follows."""
         self._generation += 1
+        speaks_5 = self._server.speaks_5
         connection = Connection(
             self._config,
             number=self._generation,
-            topic=f"{self._base}/policy",
-            will=(f"{self._base}/status", _status("offline")),
+            server=self._server.target,
+            tls=self._server.tls(),
+            speaks_5=speaks_5,
+            topic=self._messages.policy_topic,
+            will=(self._messages.status_topic, status("offline")),
             on_up=lambda: self._up(connection),
             on_message=self._policy,
             on_puback=self._answered,
@@ -288,8 +339,10 @@ class Uplink:
             with self._lock:
                 by_us = self._closing or (connection.came_up and self._connection is None)
                 self._cut()
-            self._tell([Disconnected("closed by us" if by_us else exc.message)])
-            return connection.came_up, by_us
+            at_once = by_us or self._server.learn(exc, came_up=connection.came_up)
+            told = Disconnected("closed by us") if by_us else Disconnected(exc.message, tls=exc.tls)
+            self._tell([told])
+            return connection.came_up, at_once
         finally:
             connection.close()
         return connection.came_up, True
@@ -306,6 +359,9 @@ class Uplink:
         self._moved_ns = now_ns = time.monotonic_ns()
         if not connection.came_up and now_ns > deadline_ns:
             raise ConnectionEnded(f"the broker did not take us within {CONNACK_S:g} s")
+        if connection.came_up and self._server.has_new_certificate():
+            with self._lock:
+                self._cut()
         wait_s = min(MOVE_S, self._config.keepalive_s / 4)
         with self._lock:
             if self._connection is connection:
@@ -326,6 +382,9 @@ class Uplink:
         """Send what waits besides envelopes, and DISCONNECT; wait for no answer."""
         with self._lock:
             self._outbox.drop_rows()
+            if not connection.speaks_5 and self._connection is connection:
+                # Under 3.1.1 the broker forgets our will when we say goodbye.
+                self._outbox.add_control(self._messages.status("offline"))
             if self._connection is connection:
                 self._outbox.hand_over(connection, time.monotonic_ns())
         connection.leave()
@@ -346,7 +405,10 @@ class Uplink:
         self._news.append(Connected())
 
     def _policy(self, mid: int, data: bytes) -> None:
-        self._news.append(PolicyArrived(data, PolicyToken(self._generation, mid)))
+        token = PolicyToken(self._generation, mid)
+        with self._lock:
+            self._unread.add(token)
+        self._news.append(PolicyArrived(data, token))
 
     def _answered(self, mid: int, reason_code: int) -> None:
         with self._lock:
@@ -364,7 +426,3 @@ class Uplink:
     def _drain_wake(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
-
-
-def _status(state: str) -> bytes:
-    return b'{"state":"%s"}' % state.encode("ascii")

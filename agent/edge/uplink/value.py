@@ -10,8 +10,11 @@ Rules:
 import ipaddress
 import re
 import ssl
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from agent.edge.uplink.dial import Proxy
+from agent.edge.uplink.tls import TlsSource, check_context
 from agent.errors import ConfigError
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -26,7 +29,8 @@ class UplinkConfig:
         vehicle: The vehicle's pseudonym: first part of every topic, and the common name of its
             certificate.
         client_id: MQTT client identifier; the broker keeps our session under it.
-        tls: Context with our CA, our certificate and the check of the name; None: plaintext.
+        tls: Context with our CA, our certificate and the check of the name, or what makes one anew
+            when its files change; None: plaintext.
         keepalive_s: Longest silence towards the broker.
         window: Most envelopes without an answer; the broker's Receive Maximum lowers it.
         max_rate_per_s: Most envelopes a second: a backlog must not overrun the queue in which the
@@ -35,6 +39,11 @@ class UplinkConfig:
         max_backoff_s: Upper bound of all waits.
         session_expiry_s: How long the broker keeps our session, and policies for us, without us.
         plaintext_loopback: Allows `tls` to be None where the broker is on loopback.
+        proxy: What leads to the broker, or None.
+        redirects: Other brokers, `host` or `host:port`, that this one may send us to.
+        allow_mqtt_3_1_1: Speak 3.1.1 with a broker that does not speak 5.
+        reconnect_for_new_certificate: Do not wait for the next connection to use it.
+        when: Class of scopes -> interfaces over which its envelopes may be sent.
 
     Raises:
         ConfigError: A combination that is not safe or makes no sense.
@@ -44,22 +53,27 @@ class UplinkConfig:
     port: int
     vehicle: str
     client_id: str
-    tls: ssl.SSLContext | None
-    keepalive_s: int = 30
+    tls: ssl.SSLContext | TlsSource | None
+    keepalive_s: int = 15
     window: int = 20
     max_rate_per_s: float = 50.0
     min_backoff_s: float = 1.0
     max_backoff_s: float = 300.0
     session_expiry_s: int = 7 * 86_400
     plaintext_loopback: bool = False
+    proxy: Proxy | None = None
+    redirects: tuple[str, ...] = ()
+    allow_mqtt_3_1_1: bool = True
+    reconnect_for_new_certificate: bool = False
+    when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, found in (("vehicle", self.vehicle), ("client id", self.client_id)):
             check_id(what, found)
         if self.tls is None:
             self._check_plaintext()
-        else:
-            _check_context(self.tls)
+        elif isinstance(self.tls, ssl.SSLContext):
+            check_context(self.tls)
         if not self.host:
             raise ConfigError("the uplink has no host, expected a name or an address")
         if self.window < 1 or self.keepalive_s < 1 or self.max_rate_per_s <= 0:
@@ -71,6 +85,10 @@ class UplinkConfig:
             )
 
     def _check_plaintext(self) -> None:
+        if self.proxy is not None:
+            raise ConfigError(
+                "plaintext through a proxy, expected TLS", hint="drop the proxy, or use TLS"
+            )
         if not self.plaintext_loopback:
             raise ConfigError(
                 "the uplink has no TLS context, expected one",
@@ -106,9 +124,11 @@ class Disconnected:
 
     Attributes:
         reason: A sentence without secrets.
+        tls: TLS was the reason: a certificate of either side, or the protocol.
     """
 
     reason: str
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +146,10 @@ class PolicyArrived:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The broker has taken over an envelope.
+    """The broker has taken over an envelope, or a record of a gap.
 
     Attributes:
+        row_id: As it was given to `publish` or `publish_gap`.
         heard: False: at that moment nobody subscribed to it (MQTT 5 reason code 0x10).
     """
 
@@ -159,10 +180,3 @@ def check_id(what: str, found: str) -> None:
     """
     if not _ID.fullmatch(found):
         raise ConfigError(f"{what} {found!r}, expected 1 to 64 characters of A-Z a-z 0-9 _ -")
-
-
-def _check_context(tls: ssl.SSLContext) -> None:
-    if tls.verify_mode is not ssl.CERT_REQUIRED or not tls.check_hostname:
-        raise ConfigError("the TLS context accepts any broker, expected its certificate checked")
-    if tls.minimum_version < ssl.TLSVersion.TLSv1_2:
-        raise ConfigError(f"TLS from {tls.minimum_version.name}, expected TLSv1_3 or TLSv1_2")

@@ -1,0 +1,79 @@
+"""paho's client, and MQTT 5 properties, as the connection needs them."""
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from paho.mqtt.client import Client
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+ELSEWHERE = (0x9C, 0x9D)  # MQTT 5 section 2.4: use another server; server moved.
+
+
+class PahoClient(Client):
+    """paho's client over a socket of our making, which remembers what TLS said at the end.
+
+    paho makes its own, but leaves it open when the handshake fails, asks the environment for
+    proxies, and falls back to a handshake without the broker's name.
+    """
+
+    def __init__(
+        self, dialled: Callable[[], socket.socket], *arguments: Any, **others: Any
+    ) -> None:
+        super().__init__(*arguments, **others)
+        self._dialled = dialled
+        self.tls_fault: str | None = None
+
+    def _create_socket(self) -> socket.socket:
+        return self._dialled()
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        # With TLS 1.3 a broker refuses our certificate after the handshake: as an alert that comes
+        # with the first read, of which paho says nothing.
+        try:
+            return bytes(super()._sock_recv(bufsize))
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as exc:
+            self.tls_fault = (exc.reason or type(exc).__name__).lower().replace("_", " ")
+            raise
+
+
+def server_reference(reason: ReasonCode, found: Properties | None) -> str | None:
+    """Return the Server Reference of MQTT 5 (section 4.13), or None where there is none."""
+    if reason.value not in ELSEWHERE:
+        return None
+    named = getattr(found, "ServerReference", None)
+    return named if isinstance(named, str) else None
+
+
+def publish_properties(
+    content_type: str, *, expiry_s: int | None = None, n: int | None = None
+) -> Properties:
+    """Return the properties of a PUBLISH.
+
+    Args:
+        content_type: Media type of the payload.
+        expiry_s: How long the broker may keep it.
+        n: The envelope's number in its grant.
+    """
+    properties = properties_of(PacketTypes.PUBLISH)
+    properties.ContentType = content_type
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    if n is not None:
+        properties.UserProperty = ("n", str(n))
+    return properties
+
+
+def properties_of(packet_type: int) -> Properties:
+    """Return empty properties for a kind of packet."""
+    return Properties(packet_type)  # type: ignore[no-untyped-call] # paho leaves it without types
+
+
+def packed_size(properties: Properties) -> int:
+    """Return how many bytes properties take in a packet."""
+    return len(properties.pack())  # type: ignore[no-untyped-call] # as above

@@ -1,0 +1,149 @@
+"""A byte stream to the broker: names, addresses, the proxy, TLS.
+
+Rules:
+ * Every address of a name is tried, IPv6 and IPv4 in the system's order, each for its share of the
+   time: a dead address does not hide a living one.
+ * TLS is with the broker, also through a proxy, which sees names and ciphertext.
+ * Unacknowledged bytes end the connection after `silence_s`: the kernel's own limit is a quarter of
+   an hour.
+ * No byte of MQTT leaves before the broker's certificate was accepted.
+"""
+
+import base64
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+
+from agent.errors import UplinkError
+
+EACH_S = 10.0  # TCP, proxy and TLS of one address.
+TOTAL_S = 30.0  # All addresses of a name.
+MAX_ANSWER_BYTES = 8 * 1024  # Header of a proxy's answer.
+
+
+class ConnectionEnded(UplinkError):  # noqa: N818 - an end is no error
+    """The connection is over, or did not come about.
+
+    Attributes:
+        tls: TLS was the reason: a certificate of either side, or the protocol.
+        server: Where the broker sends us instead, or None.
+        is_too_new: The broker does not speak the version of MQTT that we used.
+    """
+
+    def __init__(
+        self, message: str, *, tls: bool = False, server: str | None = None, too_new: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.tls = tls
+        self.server = server
+        self.is_too_new = too_new
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy that takes CONNECT (RFC 9110 section 9.3.6).
+
+    Attributes:
+        credentials: `user:password` for Basic authentication, or None. The proxy and whoever
+            listens on the way to it can read them.
+    """
+
+    host: str
+    port: int
+    credentials: str | None = field(default=None, repr=False)
+
+
+def dial(
+    host: str, port: int, *, tls: ssl.SSLContext | None, proxy: Proxy | None, silence_s: float
+) -> socket.socket:
+    """Return an open stream to the broker, with TLS where a context is given.
+
+    Args:
+        host: Name or address; with TLS the broker's certificate must carry it.
+        port: Of the broker.
+        tls: Checks certificate and name; None: plaintext.
+        proxy: Leads to the broker and looks up its name, or None.
+        silence_s: How long sent bytes may stay without an answer.
+
+    Raises:
+        ConnectionEnded: With the reason of the last address that was tried.
+    """
+    first = (host, port) if proxy is None else (proxy.host, proxy.port)
+    until_s = time.monotonic() + TOTAL_S
+    fault: ConnectionEnded | None = None
+    for family, address in _resolve(*first):
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            break
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(min(EACH_S, left_s))
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))
+            if proxy is not None:
+                _pass(sock, proxy, host, port)
+            return sock if tls is None else tls.wrap_socket(sock, server_hostname=host)
+        except (OSError, ConnectionEnded) as exc:
+            sock.close()
+            failed = exc if isinstance(exc, ConnectionEnded) else _told(exc, host, port)
+            # What TLS found tells more than that another address was not there.
+            fault = fault if fault is not None and fault.tls else failed
+        except BaseException:
+            sock.close()
+            raise
+    raise fault or ConnectionEnded(f"the name {first[0]} has no address")
+
+
+def _resolve(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise ConnectionEnded(f"the name {host} cannot be resolved") from exc
+    # Socket addresses of IPv6 have four members; all are for `connect` alone.
+    return [(int(family), address) for family, _, _, _, address in found]  # type: ignore[misc]
+
+
+def _pass(sock: socket.socket, proxy: Proxy, host: str, port: int) -> None:
+    """Have the proxy lead us to the broker.
+
+    Raises:
+        ConnectionEnded: It does not.
+        OSError: The link to it broke.
+    """
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
+    if proxy.credentials is not None:
+        word = base64.b64encode(proxy.credentials.encode()).decode()
+        request += f"Proxy-Authorization: Basic {word}\r\n"
+    sock.sendall(f"{request}\r\n".encode("ascii"))
+    place = f"the proxy {proxy.host}:{proxy.port}"
+    answer = b""
+    # Byte by byte: what follows the header belongs to the broker.
+    while not answer.endswith(b"\r\n\r\n"):
+        more = sock.recv(1)
+        if not more or len(answer) >= MAX_ANSWER_BYTES:
+            raise ConnectionEnded(f"{place} gave no answer to CONNECT")
+        answer += more
+    words = answer.split(b"\r\n", 1)[0].split(b" ")
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        raise ConnectionEnded(f"{place} does not speak HTTP")
+    if not 200 <= int(words[1]) < 300:
+        raise ConnectionEnded(f"{place} answers {int(words[1])} to CONNECT, expected 200")
+
+
+def _told(exc: OSError, host: str, port: int) -> ConnectionEnded:
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    match exc:
+        case ssl.SSLCertVerificationError():
+            return ConnectionEnded(
+                f"the certificate of {place} was not accepted: {exc.verify_message}", tls=True
+            )
+        case ssl.SSLError():
+            return ConnectionEnded(
+                f"TLS with {place} failed: {exc.reason or type(exc).__name__}", tls=True
+            )
+        case TimeoutError():
+            return ConnectionEnded(f"{place} did not answer within {EACH_S:g} s")
+    return ConnectionEnded(f"{place} cannot be reached: {exc.strerror or type(exc).__name__}")
