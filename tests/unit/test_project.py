@@ -76,7 +76,7 @@ def test_the_vehicle_gets_the_very_versions_that_were_tested() -> None:
     [
         ("runtime.txt", [""]),
         ("vm.txt", ["", "vm"]),
-        ("dev.txt", ["", "demo", "report", "dev", "vm", "build"]),
+        ("dev.txt", ["", "demo", "report", "udp", "dev", "vm", "build"]),
     ],
 )
 def test_a_lock_holds_what_the_project_asks_for(lock: str, groups: list[str]) -> None:
