@@ -19,6 +19,7 @@ from agent.core.status import StatusReport, parse_status
 from agent.core.telling import moment
 from agent.edge import machine
 from agent.edge.control_client import ask
+from agent.edge.uplink import TlsSource
 from agent.errors import AgentError, AskRefused, NotRunning
 from agent.parts import Parts, load_parts
 
@@ -163,8 +164,9 @@ def _buses(config: Config, root: Path) -> Iterator[Check]:
 
 def _broker(parts: Parts) -> Check:
     uplink = parts.uplink
+    tls = uplink.tls.context() if isinstance(uplink.tls, TlsSource) else uplink.tls
     try:
-        version = machine.shake_hands(uplink.host, uplink.port, uplink.tls)
+        version = machine.shake_hands(uplink.host, uplink.port, tls)
     except AgentError as exc:
         return _failed("broker", exc)
     return Check("broker", Verdict.OK, f"{uplink.host}:{uplink.port} answers, {version}")
