@@ -159,7 +159,8 @@ class Switch(_Section):
     active: Annotated[str, Field(min_length=1)] = "1"
     """What the file holds while nothing may be collected."""
     inactive: Annotated[str, Field(min_length=1)] = "0"
-    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+    poll_s: Annotated[float, Field(ge=0.05, le=4)] = 0.5
+    """At most 4: each lane shows the watchdog so often that it moves."""
     signal: Annotated[str, Field(pattern=r"^[^.\s]+\.[^.\s]+$")] | None = None
     """`Message.Signal` of a DBC file of `bus`."""
     bus: _Id | None = None

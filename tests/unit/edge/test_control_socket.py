@@ -20,9 +20,9 @@ import pytest
 
 from agent.core.ask import MAX_ASK_BYTES, Explain, Pause, Restrict, Resume, Status, to_line
 from agent.core.permission import People, Permissions
-from agent.edge import control_socket
 from agent.edge.control_client import ask
 from agent.edge.control_socket import Ask, ControlSocket
+from agent.edge.control_socket import lane as lane_module
 from agent.edge.people import find_group, find_permissions
 from agent.errors import AgentError, AskRefused, ConfigError, NotRunning
 
@@ -282,7 +282,7 @@ def test_who_goes_early_disturbs_nobody(folder: Path) -> None:
 
 
 def test_a_slow_writer_is_cut_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_socket, "READ_S", 0.1)
+    monkeypatch.setattr(lane_module, "READ_S", 0.1)
     with listening(folder / "s"):
         link = connected(folder / "s")
         began_s = time.monotonic()
@@ -298,7 +298,7 @@ def test_a_slow_writer_is_cut_off(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_reader_that_does_not_read_is_cut_off(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_socket, "WRITE_S", 0.1)
+    monkeypatch.setattr(lane_module, "WRITE_S", 0.1)
     text = "x" * 4_000_000
     with listening(folder / "s", lambda a: a.answer({"text": text})):
         link = connected(folder / "s")
@@ -313,7 +313,7 @@ def test_a_reader_that_does_not_read_is_cut_off(
 def test_a_hundred_connections_take_nothing_but_their_own_places(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_socket, "READ_S", 0.4)
+    monkeypatch.setattr(lane_module, "READ_S", 0.4)
     path = folder / "s"
     with listening(path) as lane:
         links = []
@@ -396,7 +396,7 @@ def test_the_lane_ends_when_its_file_is_gone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An agent that nobody can stop must not go on."""
-    monkeypatch.setattr(control_socket, "IDLE_S", 0.02)
+    monkeypatch.setattr(lane_module, "IDLE_S", 0.02)
     lane = ControlSocket(folder / "s", permissions=EVERYTHING, on_ask=lambda _: None)
     lane.start()
     (folder / "s").unlink()
@@ -413,7 +413,7 @@ def test_the_lane_ends_when_its_file_is_gone(
 def test_the_lane_shows_that_it_lives_and_can_be_closed_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_socket, "IDLE_S", 0.01)
+    monkeypatch.setattr(lane_module, "IDLE_S", 0.01)
     lane = ControlSocket(folder / "s", permissions=EVERYTHING, on_ask=lambda _: None)
     lane.start()
     before = lane.turns
@@ -433,7 +433,7 @@ def test_refusals_are_logged_once_in_a_while_with_their_number(
     with listening(folder / "s") as lane:
         for _ in range(5):
             answered(folder / "s", b"?\n")
-        lane._told_s -= control_socket.REFUSAL_LOGGED_S
+        lane._told_s -= lane_module.REFUSAL_LOGGED_S
         answered(folder / "s", b'{"verb":"x"}\n')
 
     lines = [record for record in caplog.records if record.message == "ask refused"]

@@ -271,6 +271,7 @@ def test_by_default_there_is_no_switch(tmp_path: Path) -> None:
         ({"file": "f", "active": "0"}, "must differ"),
         ({"file": "f", "on_fault": "open"}, "switch.on_fault"),
         ({"file": "f", "poll_s": 0}, "switch.poll_s"),
+        ({"file": "f", "poll_s": 5}, "switch.poll_s"),
     ],
 )
 def test_half_a_switch_is_an_error(tmp_path: Path, switch: dict[str, object], fault: str) -> None:

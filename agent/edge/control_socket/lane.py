@@ -1,18 +1,15 @@
 """The control socket: who stands at the vehicle may stop the agent, look at it, and lift the stop.
 
 Rules:
- * A Unix stream socket, never TCP. Who asks is what the kernel says of the peer at its connect
-   (SO_PEERCRED, SO_PEERGROUPS): no process id is looked up, which another process could have got
-   by then.
+ * A Unix stream socket, never TCP. Who asks is what the kernel says of the peer.
  * Deny by default: a user or group that no list names may do nothing, and is told so before a byte
    of its is read. A restrict document only restricts, so who may pause may hand one over.
  * One connection is one line in and one line out. Length, time and number of connections are
    bounded, the number also for each user: one cannot keep the others out.
  * What was permitted is posted to the agent lane, which answers from its own thread. When it stays
    silent, who asked hears so.
- * A socket file that somebody listens on is left alone; one that was left behind is replaced. When
-   the file goes, or is no more this lane's, the lane ends: an agent that nobody can stop must not
-   go on.
+ * When the socket file goes, or is no more this lane's, the lane ends: an agent that nobody can
+   stop must not go on.
 """
 
 import json
@@ -21,8 +18,6 @@ import os
 import queue
 import selectors
 import socket
-import stat
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,22 +27,18 @@ from typing import Any
 
 from agent.core.ask import MAX_ASK_BYTES, Verb, name_of, parse_ask
 from agent.core.permission import Peer, Permissions
-from agent.errors import AgentError, AskRefused, ConfigError
+from agent.edge.control_socket.file import listen, peer_of
+from agent.errors import AgentError, AskRefused
 
-MODE = 0o660
 MAX_CLIENTS = 8
 MAX_CLIENTS_PER_USER = 3
-BACKLOG = 128  # Connections that the kernel keeps; each is taken at once, or refused.
 READ_S = 2.0  # From connect to the end of the line.
 ANSWER_S = 5.0  # For the agent lane.
 WRITE_S = 2.0
-IDLE_S = 5.0  # Between looks at the socket file; the longest that `turns` stands still.
+IDLE_S = 4.0  # Between looks at the socket file; `turns` moves so often, for the watchdog.
 REFUSAL_LOGGED_S = 10.0  # One line about refusals in so long, with the number of the others.
 
-_SO_PEERGROUPS = 59  # linux/include/uapi/asm-generic/socket.h, on amd64, arm64, arm and riscv.
-_MAX_GROUPS = 256  # What Python's getsockopt can hold; who is in more is in none (deny).
 _CHUNK = 64 * 1024
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +125,7 @@ class ControlSocket:
             AgentError: Somebody listens there already.
             ConfigError: The file cannot be made there, or not for that group.
         """
-        self._listener = _listen(self._path, self._group_id)
+        self._listener = listen(self._path, group_id=self._group_id)
         self._inode = os.stat(self._path).st_ino  # noqa: PTH116 - beside os.eventfd and os.write
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake_fd, selectors.EVENT_READ)
@@ -198,7 +189,7 @@ class ControlSocket:
         except (BlockingIOError, ConnectionAbortedError):
             return  # Who asked has gone.
         link.setblocking(False)
-        client = _Client(link, _peer_of(link), time.monotonic() + READ_S, bytearray())
+        client = _Client(link, peer_of(link), time.monotonic() + READ_S, bytearray())
         of_user = sum(other.peer.uid == client.peer.uid for other in self._clients.values())
         is_full = len(self._clients) >= MAX_CLIENTS or of_user >= MAX_CLIENTS_PER_USER
         self._clients[link.fileno()] = client
@@ -310,83 +301,6 @@ class ControlSocket:
             return os.stat(self._path).st_ino == self._inode  # noqa: PTH116 - as in `start`
         except OSError:
             return False
-
-
-def _listen(path: Path, group_id: int | None) -> socket.socket:
-    _clear_the_way(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        listener.bind(os.fspath(path))
-        # Nobody can connect before `listen`, so who comes between these lines is not let in.
-        path.chmod(MODE)
-        # The hardened unit forbids chown (@privileged); mostly there is nothing to change.
-        if group_id is not None and path.stat().st_gid != group_id:
-            os.chown(path, -1, group_id)
-        listener.listen(BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise ConfigError(
-            f"the control socket {path} cannot be made: {exc.strerror or exc}", hint=_advice(exc)
-        ) from exc
-    return listener
-
-
-def _advice(exc: OSError) -> str:
-    if isinstance(exc, FileNotFoundError):
-        return "its folder is not there: RuntimeDirectory= of the unit makes it"
-    if isinstance(exc, PermissionError):
-        return "its folder must be the agent's, and the agent a member of the socket's group"
-    return "name another path as `socket` under [control]; at most 107 bytes are possible"
-
-
-def _clear_the_way(path: Path) -> None:
-    """Remove a socket file that was left behind.
-
-    Raises:
-        AgentError: Somebody listens on it.
-        ConfigError: It is no socket, and not ours to remove.
-    """
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(
-                f"{path} is there and is no socket", hint="name another path, or move it away"
-            )
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            probe.connect(os.fspath(path))
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        raise _is_taken(path) from None  # Its queue of connections is full.
-    except OSError as exc:
-        raise ConfigError(
-            f"the control socket {path} cannot be looked at: {exc.strerror or exc}",
-            hint=_advice(exc),
-        ) from exc
-    else:
-        raise _is_taken(path)
-
-
-def _is_taken(path: Path) -> AgentError:
-    return AgentError(
-        f"another process listens on the control socket {path}",
-        hint="another agent runs already; give each its own socket under [control]",
-    )
-
-
-def _peer_of(link: socket.socket) -> Peer:
-    pid, uid, gid = _CREDENTIALS.unpack(
-        link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    )
-    try:
-        raw = link.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
-    except OSError:
-        raw = b""  # In more groups than that, or a kernel before 4.13.
-    groups = (number for (number,) in struct.iter_unpack("I", raw))
-    return Peer(pid=pid, uid=uid, gids=frozenset((gid, *groups)))
 
 
 def _denied(peer: Peer, verb: str) -> tuple[str, str]:
