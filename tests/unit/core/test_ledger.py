@@ -209,6 +209,42 @@ def test_a_head_comes_back_and_no_bit_of_it_can_be_flipped() -> None:
             parse_head(bytes(altered))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        f'{{"g":-1,"n":1,"root":"{DIGEST}"}}',
+        f'{{"g":1.0,"n":1,"root":"{DIGEST}"}}',
+        f'{{"g":1,"n":"1","root":"{DIGEST}"}}',
+        '{"g":1,"n":1,"root":"00"}',
+        '{"g":1,"n":1,"root":1}',
+        f'{{"g":1,"n":1,"root":"{DIGEST}","size":1}}',
+    ],
+)
+def test_another_shape_is_no_head(body: str) -> None:
+    with pytest.raises(LedgerError):
+        parse_head(respelled(body))
+
+
+def test_the_largest_count_is_the_largest_that_every_reader_keeps() -> None:
+    body = '{"e":"stopped","f":{"reason":"x"},"n":9007199254740991,"t":9007199254740991}'
+
+    assert parse_line(respelled(body)).n == 2**53 - 1
+
+
+def test_what_was_read_is_held_against_a_head() -> None:
+    lines = [begun(), line(1), line(2)]
+    root = Frontier().extended(map(leaf_hash, lines)).root()
+    replay = read(*lines, heads=(3,))
+
+    replay.check_head(Head(0, 3, root))
+    with pytest.raises(LedgerError, match="the head is of generation 1, the ledger of 0"):
+        replay.check_head(Head(1, 3, root))
+    with pytest.raises(LedgerError, match="it has 3 entries, expected at least 4"):
+        replay.check_head(Head(0, 4, root))
+    with pytest.raises(LedgerError, match="its first 3 entries are not those of the head"):
+        replay.check_head(Head(0, 3, bytes(32)))
+
+
 def begun() -> bytes:
     return line(0, "ledger-begun", generation=0, reason="first", size=0, root=EMPTY_ROOT.hex())
 
