@@ -109,6 +109,11 @@ def parse_trust(data: bytes, *, classes: Collection[str] | None = None) -> Trust
         raise KeyFileError(f"{_FILE} is not strict JSON: {exc}") from exc
     except PolicyRejected as exc:
         raise KeyFileError(exc.message, hint=exc.hint) from exc
+    if all(key.role is Role.OWNER for key in keys):
+        raise KeyFileError(
+            f"{_FILE}: no key may sign policies, there are only owners' keys",
+            hint="add the platform's public key, or a root key",
+        )
     if needed and not any(key.role is Role.OWNER for key in keys):
         raise KeyFileError(
             f"{_FILE}: owner_needed_for names {needed[0]}, but there is no key of role owner",
@@ -142,20 +147,23 @@ def parse_trust_document(payload: bytes) -> TrustDocument:
     )
 
 
-def renewed(trust: Trust, document: TrustDocument) -> Trust:
+def renewed(trust: Trust, document: TrustDocument, *, above: int | None = None) -> Trust:
     """Return the trust that follows from a verified trust document.
 
     Args:
-        trust: Of the trust file, or of the trust document before.
+        trust: Of the trust file, not of the document before: the same at each start, whatever came
+            in between.
         document: From a payload that a root key of the file signed.
+        above: `ver` in force, where that is a trust document's; None: the file's.
 
     Raises:
         Rollback: Its `ver` is not above the one in force.
-        PolicyRejected: It gives a kid that names another key already (reason `duplicate`).
+        PolicyRejected: It gives a kid that names another key of the file (reason `duplicate`).
     """
-    if document.ver <= trust.ver:
+    in_force = trust.ver if above is None else max(trust.ver, above)
+    if document.ver <= in_force:
         raise Rollback(
-            f"the trust document has ver {document.ver}, in force is {trust.ver}",
+            f"the trust document has ver {document.ver}, in force is {in_force}",
             reason="rollback",
             hint="raise ver above the one in force and sign again",
         )

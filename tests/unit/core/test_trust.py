@@ -55,6 +55,7 @@ def change_jwk(**members: Any) -> Change:
         (lambda d: d.update(owner_needed_for="location"), "owner_needed_for is text"),
         (lambda d: d.update(owner_needed_for=["a b"]), "does not match"),
         (lambda d: d.update(owner_needed_for=["location"]), "no key of role owner"),
+        (lambda d: [key.update(role="owner") for key in d["keys"]], "no key may sign policies"),
     ],
 )
 def test_a_trust_file_with_a_fault_is_refused(change: Change, says: str) -> None:
@@ -119,15 +120,16 @@ def test_a_class_needs_the_owner_once() -> None:
         whole_file(owner_needed_for=["location", "location"])
 
 
-def take(trust: Trust, token: str) -> Trust:
-    return renewed(trust, parse_trust_document(verify_document(token.encode(), trust).payload))
+def take(trust: Trust, token: str, above: int | None = None) -> Trust:
+    document = parse_trust_document(verify_document(token.encode(), trust).payload)
+    return renewed(trust, document, above=above)
 
 
 def test_the_platforms_keys_are_renewed_step_by_step_without_touching_the_vehicle() -> None:
     trust = parse_trust(whole_file(owner_needed_for=["location"]))
 
     both = take(trust, sign_trust([OLD, NEW], ROOT, ver=1, iat_s=T0_S))
-    alone = take(both, sign_trust([NEW], ROOT, ver=2, iat_s=T0_S))
+    alone = take(trust, sign_trust([NEW], ROOT, ver=2, iat_s=T0_S), above=both.ver)
 
     assert [sorted(t.keys) for t in (both, alone)] == [
         ["owner-1", "p-1", "p-2", "root-1"],
@@ -150,12 +152,12 @@ def test_a_vehicle_that_missed_some_takes_the_newest() -> None:
 @pytest.mark.parametrize("ver", [0, 4, 5])
 def test_trust_never_goes_back(ver: int) -> None:
     """Not behind a document, and not behind a file that an installer put there since."""
-    by_file = parse_trust(whole_file(ver=5))
-    by_document = take(parse_trust(whole_file()), sign_trust([NEW], ROOT, ver=5, iat_s=T0_S))
+    by_file, old_file = (parse_trust(whole_file(ver=ver)) for ver in (5, 1))
+    token = sign_trust([OLD], ROOT, ver=ver, iat_s=T0_S)
 
-    for trust in (by_file, by_document):
+    for trust, above in ((by_file, None), (by_file, 2), (old_file, 5)):
         with pytest.raises(Rollback, match=f"ver {ver}, in force is 5") as info:
-            take(trust, sign_trust([OLD], ROOT, ver=ver, iat_s=T0_S))
+            take(trust, token, above)
         assert info.value.reason == "rollback"
 
 
