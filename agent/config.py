@@ -65,11 +65,11 @@ class Keys(_Section):
 
 
 class Bus(_Section):
-    """One CAN bus: where frames come from and what they mean."""
+    """One CAN bus or GNSS receiver: where frames come from and what they mean."""
 
     name: _Id
     interface: str = "socketcan"
-    """A python-can interface name."""
+    """A python-can interface name, or "gnss" for a receiver on a serial line."""
     channel: str
     dbc: Annotated[tuple[_File, ...], Field(strict=False)]
     mapping: _File
@@ -83,7 +83,15 @@ class Bus(_Section):
                 f"options: socketcan has none, found {', '.join(self.options)}; CAN FD is always "
                 "read, and the bit rate belongs to the system"
             )
+        if self.interface == "gnss" and not _is_gnss(self.options):
+            raise ValueError(
+                f"options: gnss has baudrate, a whole number, found {', '.join(self.options)}"
+            )
         return self
+
+
+def _is_gnss(options: dict[str, str | int | float | bool]) -> bool:
+    return not options or (options.keys() == {"baudrate"} and type(options["baudrate"]) is int)
 
 
 class Batch(_Section):

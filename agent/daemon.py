@@ -33,6 +33,7 @@ from agent.core.plan import Plan
 from agent.core.policy import parse_policy
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
+from agent.edge.gnss import GnssReader
 from agent.edge.pycan import PyCanReader
 from agent.edge.socketcan import SocketCanReader
 from agent.edge.store import Store
@@ -50,7 +51,7 @@ _FIXED = ("state", "batch", "uplink", "time")  # Sections that only a restart ta
 Clock = Callable[[], Reading]
 Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
 
-Reader = SocketCanReader | PyCanReader
+Reader = SocketCanReader | PyCanReader | GnssReader
 
 _log = logging.getLogger(__name__)
 
@@ -265,6 +266,14 @@ class Daemon:
     def _reader(self, bus: Bus) -> Reader:
         if bus.interface == "socketcan":
             return SocketCanReader(bus.name, channel=bus.channel, sink=self.capture.put)
+        if bus.interface == "gnss":
+            return GnssReader(
+                bus.name,
+                channel=bus.channel,
+                options=bus.options,
+                sink=self.capture.put,
+                clock=lambda: self._clock().wall_ns,
+            )
         return PyCanReader(
             bus.name,
             interface=bus.interface,

@@ -51,6 +51,7 @@ class Rig:
         self.dbcs: list[Path] = [folder / "car.dbc"]
         self.mapping = folder / "car.vspec"
         self.max_age_s = 60.0
+        self.more_buses: list[dict[str, Any]] = []
         self._daemon: Daemon | None = None
         self._asks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         (folder / "car.dbc").write_bytes(car.DBC)
@@ -77,7 +78,8 @@ class Rig:
                         "dbc": [str(path) for path in self.dbcs],
                         "mapping": str(self.mapping),
                         "options": {"preserve_timestamps": True},
-                    }
+                    },
+                    *self.more_buses,
                 ],
                 "uplink": {
                     "host": "localhost",

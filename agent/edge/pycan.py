@@ -155,22 +155,37 @@ class PyCanReader:
     def _read(self, bus: can.BusABC) -> None:
         while self._wanted.is_set() and not self._stop.is_set():
             self.turns += 1
-            message = bus.recv(timeout=POLL_S)
+            message = self._receive(bus, POLL_S)
             chunk: list[Frame] = []
             try:
                 while message is not None:
-                    if message.is_error_frame:
+                    if message.is_error_frame or _is_cut(message):
                         self._errors += 1
                     else:
                         chunk.append(_frame(message, self.name))
                     if len(chunk) >= CHUNK:
                         break
-                    message = bus.recv(timeout=0)
+                    message = self._receive(bus, 0)
             finally:  # What was read before the adapter failed counts.
                 if chunk:
                     self._frames += len(chunk)
                     self._last_frame_ns = chunk[-1][0]
                     self._sink(chunk)
+
+    def _receive(self, bus: can.BusABC, timeout_s: float) -> can.Message | None:
+        """Return the next frame; None where none came, or what came was none (a serial line)."""
+        try:
+            return bus.recv(timeout=timeout_s)
+        except UnicodeDecodeError as exc:
+            # python-can's slcan keeps such bytes before everything that follows.
+            raise BusError("what the adapter sends is no text", hint="check its speed") from exc
+        except (ValueError, IndexError):
+            self._errors += 1
+            return None
+
+
+def _is_cut(message: can.Message) -> bool:
+    return not message.is_remote_frame and message.dlc != len(message.data)
 
 
 def _frame(message: can.Message, bus: str) -> Frame:

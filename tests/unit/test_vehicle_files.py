@@ -17,6 +17,7 @@ DBC_FILES = sorted((ROOT / "dbc").glob("*.dbc"))
 MAPPINGS = sorted((ROOT / "config" / "vehicles").glob("*.vspec"))
 OWN_DBC = {
     "demo_vehicle": "demo_vehicle.dbc",
+    "gnss": "gnss.dbc",
     "obd2_29bit": "obd2.dbc",
     "j1939_truck": "j1939.dbc",
 }
@@ -58,7 +59,9 @@ def drive() -> dict[str, list[tuple[float, Any]]]:
 
 
 def test_the_repository_has_its_dbc_files_and_mappings() -> None:
-    assert [path.name for path in DBC_FILES] == ["demo_vehicle.dbc", "j1939.dbc", "obd2.dbc"]
+    assert [path.name for path in DBC_FILES] == [
+        *("demo_vehicle.dbc", "gnss.dbc", "j1939.dbc", "obd2.dbc")
+    ]
     assert len(MAPPINGS) >= 6
 
 
