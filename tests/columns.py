@@ -66,6 +66,8 @@ def content(column: Column) -> tuple[Any, ...]:
         column.unit,
         column.times_ms,
         tuple(map(exact, column.values)),
+        column.fn,
+        column.window_s,
     )
 
 
@@ -105,6 +107,7 @@ def columns(draw: st.DrawFn) -> Column:
     times = [first]
     for step in steps:
         times.append(times[-1] + step)
+    fn = draw(st.sampled_from([None, None, "min", "max", "mean", "count", "last"]))
     return Column(
         scope=draw(st.sampled_from(["read_speedometer", "read_odometer"])),
         path=draw(st.text(max_size=10)),
@@ -114,6 +117,8 @@ def columns(draw: st.DrawFn) -> Column:
         offset=offset,
         times_ms=tuple(times),
         values=tuple(draw(st.lists(element, min_size=count, max_size=count))),
+        fn=fn,
+        window_s=None if fn is None else draw(st.sampled_from([60, 3600, 1, 0.1, 2.5])),
     )
 
 

@@ -31,6 +31,7 @@ _YEAR_1990_US = 631_152_000 * 10**6
 _ERROR_FLAG = 0x2000_0000
 _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _NUMBERS = _INTEGERS | {"float", "double"}
+_NOTHING = object()
 _MATH: Document = {"__builtins__": {}, "floor": math.floor, "abs": abs, "min": min, "max": max}
 
 # unit -> (quantity, how much of the quantity's first unit, and from where)
@@ -77,9 +78,15 @@ class _Stream:
     interval_us: int
     on_change: bool
     last_us: int | None = None
-    last: Any = None
+    last: Any = _NOTHING
     held: list[Any] = field(default_factory=list)
-    rows: list[tuple[int, Any]] = field(default_factory=list)
+    window: list[Any] = field(default_factory=list)  # What entered the open window, and
+    window_us: int = 0  # its start.
+
+    @property
+    def length_us(self) -> int:
+        """Length of an aggregate's windows."""
+        return int(Decimal(str(self.limits["aggregate"]["window_s"])) * 1_000_000)
 
 
 def replay(
@@ -125,7 +132,7 @@ def replay(
             run.frame(t_us, values)
     for run in runs:
         if last_us is not None:
-            run.release(last_us)
+            run.finish(last_us)
     return [run.printed() for run in runs]
 
 
@@ -135,7 +142,9 @@ class _Run:
     def __init__(self, policy: Document, scopes: Document, sources: dict[str, Source]) -> None:
         self._policy = policy
         self._streams: list[_Stream] = []
-        self._taken: list[tuple[int, _Stream, Any]] = []
+        self._taken: list[tuple[int, _Stream, Any, str | None]] = []
+        self._second = -math.inf
+        self._next_us = math.inf  # Nothing is due before.
         self._holding: list[_Stream] = []
         self._is_dated: bool | None = None  # A recorder that counts from 0 knows no day.
         for grant in policy["grants"]:
@@ -154,6 +163,8 @@ class _Run:
         on_change = bool(source.wanted.get("on_change"))
         mapped_ms = source.wanted.get("interval_ms", 0 if on_change else 1000)
         granted = Decimal(str(limits.get("min_interval_s", 0)))
+        if "aggregate" in limits:
+            on_change, granted = False, Decimal(0)
         self._streams.append(
             _Stream(
                 grant=grant,
@@ -171,7 +182,11 @@ class _Run:
         """Hold one frame against every grant: first what is due by now, then its own values."""
         if self._is_dated is None:
             self._is_dated = t_us >= _YEAR_1990_US
-        self.release(t_us)
+        ends = t_us // 1_000_000 != self._second  # Grants and hours end at whole seconds.
+        self._second = t_us // 1_000_000
+        self.release(t_us, ends=ends)
+        if ends:
+            self._end(t_us)
         if not values:
             return
         for stream in self._streams:
@@ -180,7 +195,37 @@ class _Run:
                 if value is not None:
                     self._offer(stream, t_us, value)
 
+    def _end(self, t_us: int) -> None:
+        """Let go of what a grant may not have any more."""
+        for stream in self._streams:
+            if not self._is_granted(stream, t_us):
+                stream.last, stream.held, stream.window = _NOTHING, [], []
+            elif not self._is_live(stream, t_us):
+                stream.held = []
+
+    def finish(self, t_us: int) -> None:
+        """Send what is due at the end, and what windows hold by then."""
+        self.release(t_us)
+        for stream in self._streams:
+            self._reduce(stream)
+
+    def _over_us(self, stream: _Stream, t_us: int) -> float:
+        """Return when the hours of a stream ended that are over now; else never."""
+        if "windows" not in stream.limits or self._is_live(stream, t_us):
+            return math.inf
+        over_us = t_us // 1_000_000 * 1_000_000
+        while not self._is_live(stream, over_us - 1):
+            over_us -= 1_000_000
+        return over_us
+
     def _offer(self, stream: _Stream, t_us: int, value: Any) -> None:
+        if "aggregate" in stream.limits:
+            if stream.last_us is None or t_us - stream.last_us >= stream.interval_us:
+                stream.last_us = t_us
+                stream.window_us = t_us // stream.length_us * stream.length_us
+                stream.window.append(value)
+                self._next_us = min(self._next_us, stream.window_us + stream.length_us)
+            return
         if stream.limits.get("once"):
             if stream.last_us is None:
                 self._take(stream, t_us, value)
@@ -194,37 +239,70 @@ class _Run:
             self._take(stream, t_us, value)
         elif stream.on_change:
             stream.held = [value]
+            self._next_us = min(self._next_us, stream.last_us + stream.interval_us)
             if stream not in self._holding:
                 self._holding.append(stream)
 
-    def release(self, t_us: int) -> None:
-        """Send the held changes whose time has come by now."""
+    def release(self, t_us: int, *, ends: bool = False) -> None:
+        """Send the held changes and the windows whose time has come by now.
+
+        Args:
+            t_us: Now.
+            ends: The hours of a scope may be over: what its window holds goes then, before what is
+                due at the same moment.
+        """
+        if t_us < self._next_us and not ends:
+            return
         due = [
-            (stream.last_us + stream.interval_us, stream.order, stream)
+            (stream.last_us + stream.interval_us, 1, stream.order, stream)
             for stream in self._holding
             if stream.held and stream.last_us is not None
         ]
-        self._holding = [stream for _, _, stream in due]
-        for due_us, _, stream in sorted(due, key=lambda item: item[:2]):
-            if due_us <= t_us:
+        self._holding = [stream for *_, stream in due]
+        for stream in self._streams:
+            if stream.window:
+                end_us, rank = stream.window_us + stream.length_us, 1
+                if ends and (over_us := self._over_us(stream, t_us)) <= end_us:
+                    end_us, rank = over_us, 0
+                due.append((end_us, rank, stream.order, stream))
+        self._next_us = min((item[0] for item in due if item[0] > t_us), default=math.inf)
+        for due_us, _, _, stream in sorted(due, key=lambda item: item[:3]):
+            if due_us <= t_us and stream.window:
+                if self._is_granted(stream, due_us):
+                    self._reduce(stream)
+                stream.window = []
+            elif due_us <= t_us:
                 value, stream.held = stream.held[0], []
                 if self._is_live(stream, due_us):
                     self._take(stream, due_us, value)
 
     def _take(self, stream: _Stream, t_us: int, value: Any) -> None:
         stream.last_us, stream.last, stream.held = t_us, value, []
-        self._taken.append((t_us // 1000, stream, value))
+        self._taken.append((t_us // 1000, stream, value, None))
+
+    def _reduce(self, stream: _Stream) -> None:
+        """Send what the functions make of the open window, if anything entered."""
+        values, stream.window = stream.window, []
+        for fn in stream.limits["aggregate"]["fn"] if values else ():
+            value = _reduced(fn, values, stream)
+            if value is not None:
+                self._taken.append((stream.window_us // 1000, stream, value, fn))
 
     def _is_live(self, stream: _Stream, t_us: int) -> bool:
+        if not self._is_granted(stream, t_us):
+            return False
+        windows = stream.limits.get("windows")
+        if windows is None:
+            return True
+        return bool(self._is_dated) and any(_shows(window, t_us) for window in windows)
+
+    def _is_granted(self, stream: _Stream, t_us: int) -> bool:
         for limits in (self._policy, stream.grant):
             if not limits.get("nbf", -math.inf) * 10**6 <= t_us:
                 return False
             if not t_us < limits.get("exp", math.inf) * 10**6:
                 return False
-        windows = stream.limits.get("windows")
-        if windows is None:
-            return True
-        return bool(self._is_dated) and any(_shows(window, t_us) for window in windows)
+        return True
 
     def printed(self) -> list[Row]:
         """Return the rows in the order of (t, as taken)."""
@@ -236,9 +314,10 @@ class _Run:
                 "scope": stream.scope,
                 "path": stream.path,
                 "value": value,
-                "unit": stream.source.leaf["unit"],
+                "unit": None if fn == "count" else stream.source.leaf["unit"],
+                **({"fn": fn, "window_s": stream.limits["aggregate"]["window_s"]} if fn else {}),
             }
-            for t_ms, stream, value in sorted(self._taken, key=lambda item: item[0])
+            for t_ms, stream, value, fn in sorted(self._taken, key=lambda item: item[0])
         ]
 
 
@@ -254,6 +333,23 @@ def _shows(window: Document, t_us: int) -> bool:
     if begin < end:
         return today in days and begin <= clock < end
     return (today in days and clock >= begin) or (yesterday in days and clock < end)
+
+
+def _reduced(fn: str, values: list[Any], stream: _Stream) -> Any:
+    """Return what a function gives; None where a path of this datatype has no such thing."""
+    match fn:
+        case "count":
+            return len(values)
+        case "last":
+            return values[-1]
+    if stream.source.leaf["datatype"] not in _NUMBERS:
+        return None
+    match fn:
+        case "min":
+            return min(values)
+        case "max":
+            return max(values)
+    return _snapped(math.fsum(values) / len(values), stream)
 
 
 def _limits(detail: Document, scope_class: Document) -> Document:
@@ -273,18 +369,24 @@ def _limited(value: Any, stream: _Stream) -> Any:
     low, high = stream.source.wanted.get("valid", (-math.inf, math.inf))
     if not low <= value <= high:
         return None
-    grid = stream.limits.get("grid_deg")
-    if grid and stream.path.rpartition(".")[2] in ("Latitude", "Longitude"):
-        value = round((math.floor(value / grid) + 0.5) * grid, 7)
-    quantum = stream.limits.get("quantum")
-    if quantum:
-        value = round(value / quantum) * quantum
+    value = _snapped(value, stream)
     if datatype not in _INTEGERS:
         return value
     value = round(value)
     bits = int(datatype.partition("int")[2])
     least, most = (0, 2**bits) if datatype[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1))
     return value if least <= value < most else None
+
+
+def _snapped(value: Any, stream: _Stream) -> Any:
+    """Put a number on the grant's grid and quantum."""
+    grid = stream.limits.get("grid_deg")
+    if grid and stream.path.rpartition(".")[2] in ("Latitude", "Longitude"):
+        value = round((math.floor(value / grid) + 0.5) * grid, 7)
+    quantum = stream.limits.get("quantum")
+    if quantum:
+        value = round(value / quantum) * quantum
+    return value
 
 
 def _is_heard(source: Source, bus: str | None, can_id: int) -> bool:

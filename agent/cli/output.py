@@ -15,7 +15,7 @@ import click
 from agent.core.model import Sample
 from agent.errors import AgentError
 
-FIELDS = ("t", "recipient", "grant", "scope", "path", "value", "unit")
+FIELDS = ("t", "recipient", "grant", "scope", "path", "value", "unit", "fn", "window_s")
 
 
 def warn(sentences: Iterable[str]) -> None:
@@ -84,8 +84,8 @@ def write_json(file: IO[str], value: object) -> None:
 
 
 def row_of(sample: Sample) -> dict[str, object]:
-    """Return a sample as it is printed."""
-    return {
+    """Return a sample as it is printed; `fn` and `window_s` are there for aggregates only."""
+    row: dict[str, object] = {
         "t": sample.t_ns,
         "recipient": sample.recipient,
         "grant": sample.grant_id,
@@ -94,6 +94,9 @@ def row_of(sample: Sample) -> dict[str, object]:
         "value": sample.value,
         "unit": sample.unit,
     }
+    if sample.fn is not None:
+        row |= {"fn": sample.fn, "window_s": sample.window_s}
+    return row
 
 
 def write_samples(
@@ -104,7 +107,8 @@ def write_samples(
     Args:
         file: Where to.
         samples: In the order to print.
-        form: "jsonl" or "csv"; in CSV booleans are true and false, and no unit is an empty cell.
+        form: "jsonl" or "csv"; in CSV booleans are true and false, and what is not there (unit,
+            function, window) is an empty cell.
         head: Begin with the names of the columns in CSV; False for what follows such a table.
     """
     if form == "csv":
@@ -115,7 +119,7 @@ def write_samples(
             row = row_of(sample)
             if isinstance(sample.value, bool):
                 row["value"] = "true" if sample.value else "false"
-            table.writerow(row.values())
+            table.writerow(row.get(name) for name in FIELDS)
         return
     dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
     for sample in samples:

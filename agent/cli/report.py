@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from agent.cli.output import result_file
+from agent.core.aggregate import Function
 from agent.core.model import NS_PER_MS, Sample, Value
 from agent.core.replay import PathReport
 from agent.errors import AgentError
@@ -68,13 +69,18 @@ _TABLE_HEAD = (
 
 @dataclass(slots=True)
 class _Series:
-    """The samples of one path under one grant, as they come."""
+    """The samples of one path under one grant, of an aggregate those of one function."""
 
+    path: str
     recipient: str
     grant_id: str
     unit: str | None
+    function: str
     times_ms: list[int] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
+
+
+_Figures = dict[str, dict[tuple[str, str], _Series]]
 
 
 def ensure_bokeh() -> None:
@@ -119,21 +125,27 @@ def _plot() -> ModuleType:
     return plot
 
 
-def _series(samples: Iterable[Sample]) -> dict[str, dict[str, _Series]]:
-    """Return path -> grant id -> samples, both sorted."""
-    found: dict[str, dict[str, _Series]] = {}
+def _series(samples: Iterable[Sample]) -> _Figures:
+    """Return what is drawn in one figure -> (grant id, function) -> samples, both sorted.
+
+    A count has a figure of its own beside its path's: it is no value of the path.
+    """
+    found: _Figures = {}
     for sample in samples:
-        grants = found.setdefault(sample.path, {})
-        series = grants.get(sample.grant_id)
+        function = "" if sample.fn is None else f"{sample.fn} per {sample.window_s} s"
+        figure = f"{sample.path}, count" if sample.fn == Function.COUNT else sample.path
+        lines = found.setdefault(figure, {})
+        key = sample.grant_id, function
+        series = lines.get(key)
         if series is None:
-            series = _Series(sample.recipient, sample.grant_id, sample.unit)
-            grants[sample.grant_id] = series
+            series = _Series(sample.path, sample.recipient, sample.grant_id, sample.unit, function)
+            lines[key] = series
         series.times_ms.append(sample.t_ns // NS_PER_MS)
         series.values.append(sample.value)
-    return {path: dict(sorted(grants.items())) for path, grants in sorted(found.items())}
+    return {figure: dict(sorted(lines.items())) for figure, lines in sorted(found.items())}
 
 
-def _page(found: dict[str, dict[str, _Series]], rows: Sequence[PathReport], title: str) -> str:
+def _page(found: _Figures, rows: Sequence[PathReport], title: str) -> str:
     anchors = {path: f"plot-{index}" for index, path in enumerate(found)}
     plots, scripts = _plots(found, anchors) if found else ("", ())
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts) or "'none'"
@@ -171,17 +183,18 @@ def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
 
 
-def _facts(found: dict[str, dict[str, _Series]], rows: Sequence[PathReport]) -> str:
+def _facts(found: _Figures, rows: Sequence[PathReport]) -> str:
     """Return one line: how much, to how many, from when to when."""
-    blocked = len({row.path for row in rows if row.blocked and row.path not in found})
+    every = [series for lines in found.values() for series in lines.values()]
+    paths = {series.path for series in every}
+    blocked = len({row.path for row in rows if row.blocked and row.path not in paths})
     if not found:
         return f"No sample would leave. {_many(blocked, 'path')} blocked."
-    every = [series for grants in found.values() for series in grants.values()]
     count = _many(sum(len(series.values) for series in every), "sample")
     times = [t for series in every for t in (min(series.times_ms), max(series.times_ms))]
     recipients = _many(len({series.recipient for series in every}), "recipient")
     return escape(
-        f"{count} of {_many(len(found), 'path')} to {recipients}, "
+        f"{count} of {_many(len(paths), 'path')} to {recipients}, "
         f"{_instant(min(times))} to {_instant(max(times))}. {_many(blocked, 'path')} blocked."
     )
 
@@ -214,8 +227,9 @@ def _table(rows: Sequence[PathReport], anchors: dict[str, str]) -> str:
 
 def _table_row(row: PathReport, anchors: dict[str, str]) -> str:
     path = escape(row.path)
-    if row.taken and row.path in anchors:
-        path = f'<a href="#{anchors[row.path]}">{path}</a>'
+    anchor = anchors.get(row.path, anchors.get(f"{row.path}, count"))
+    if row.taken and anchor:
+        path = f'<a href="#{anchor}">{path}</a>'
     dropped: Counter[str] = Counter(row.dropped)
     why = [row.why] if row.why else []
     why += [f"{count:,} dropped: {reason}" for reason, count in dropped.most_common()]
@@ -230,9 +244,7 @@ def _table_row(row: PathReport, anchors: dict[str, str]) -> str:
     )
 
 
-def _plots(
-    found: dict[str, dict[str, _Series]], anchors: dict[str, str]
-) -> tuple[str, tuple[str, ...]]:
+def _plots(found: _Figures, anchors: dict[str, str]) -> tuple[str, tuple[str, ...]]:
     """Return the HTML of all plots and the scripts that draw them."""
     plot = _plot()
     panels = _panels(found, plot)
@@ -245,22 +257,22 @@ def _plots(
     return "\n".join(parts), drawing.scripts
 
 
-def _panels(found: dict[str, dict[str, _Series]], plot: ModuleType) -> list["Panel"]:
-    """Return a panel per path; a grant has the same colour in all of them."""
-    grants = sorted({grant_id for grants in found.values() for grant_id in grants})
-    colours = {grant: plot.COLOURS[i % len(plot.COLOURS)] for i, grant in enumerate(grants)}
+def _panels(found: _Figures, plot: ModuleType) -> list["Panel"]:
+    """Return a panel per path; a grant, or a function under it, has the same colour in all."""
+    keys = sorted({key for lines in found.values() for key in lines})
+    colours = {key: plot.COLOURS[i % len(plot.COLOURS)] for i, key in enumerate(keys)}
     panels = []
-    for path, by_grant in found.items():
+    for path, by_key in found.items():
         lines = tuple(
             plot.Line(
-                name=f"{series.recipient} · {series.grant_id}",
-                colour=colours[grant_id],
+                name=" · ".join(filter(None, (series.recipient, series.grant_id, series.function))),
+                colour=colours[key],
                 times_ms=series.times_ms,
                 values=series.values,
             )
-            for grant_id, series in by_grant.items()
+            for key, series in by_key.items()
         )
-        unit = next(iter(by_grant.values())).unit
+        unit = next(iter(by_key.values())).unit
         panels.append(plot.Panel(path=path, unit=unit, lines=lines))
     return panels
 

@@ -13,8 +13,9 @@ Rules:
     codec 1 LZMA (.lzma) around CBOR
     batch   {t: [+ times], c: [+ column]}
     times   [ms] or [first ms since the epoch, period, + (change in ms - period)]
-    column  {p: number of a known column, i: index into t, values}
-            {p: path, s: scope, d: datatype, ? u: unit, i: index into t, values}
+    column  {p: number of a known column, ? result, i: index into t, values}
+            {p: path, s: scope, d: datatype, ? u: unit, ? result, i: index into t, values}
+    result  f: function, w: length of its windows in ms; datatype and unit are then the function's
     values  {c: value}                          every value is this one
             {n: changes}                        integers: the first, then differences
             {n: changes, m: [scale, offset]}    floats:   n * scale + offset, two roundings
@@ -32,9 +33,11 @@ from operator import sub
 from typing import Any, Final
 
 from agent.core import cbor
+from agent.core.aggregate import MAX_WINDOW_MS, MS_PER_S, Function, result_of, seconds
 from agent.core.cbor import malformed
-from agent.core.knowncolumn import KNOWN_COLUMNS, NUMBERS, Names
+from agent.core.knowncolumn import KNOWN_COLUMNS, NUMBERS, NUMBERS_BY_PATH, Names
 from agent.core.model import Batch, Column, Value
+from agent.core.strictjson import shown
 from agent.errors import EnvelopeRejected
 
 CODEC_ID: Final = 1
@@ -56,6 +59,8 @@ _MINUS_ZERO = -(2**63)  # The bits of -0.0, read as a signed integer.
 _VALUE_TYPES = {bool, int, float, str}
 _NUMBERED = {"p", "i"}
 _SPELLED = {"p", "s", "d", "i"}
+_RESULT = {"f", "w"}
+_FUNCTIONS = frozenset(map(str, Function))
 _FORMS = ({"c"}, {"n"}, {"n", "m"}, {"n", "e"}, {"n", "k"}, {"v"})
 
 
@@ -68,7 +73,8 @@ def encode(batch: Batch) -> bytes:
     columns = []
     for column in batch.columns:
         place = places.setdefault(column.times_ms, len(places))
-        columns.append({"i": place, **_written_names(column), **_written(column)})
+        names = {**_written_names(column), **_written_result(column)}
+        columns.append({"i": place, **names, **_written(column)})
     packed = cbor.encode({"t": list(map(_written_times, places)), "c": columns})
     return lzma.compress(packed, lzma.FORMAT_ALONE, filters=[_LZMA])
 
@@ -109,10 +115,26 @@ def decode(
 def _written_names(column: Column) -> dict[str, Any]:
     names = Names(column.path, column.scope, column.datatype, column.unit)
     number = NUMBERS.get(names)
+    if column.fn is not None:
+        # A known column is that of the path; what its function gives follows from it.
+        number = NUMBERS_BY_PATH.get((column.path, column.scope))
+        if number is not None and _result_names(KNOWN_COLUMNS[number], column.fn) != names:
+            number = None
     if number is not None:
         return {"p": number}
     spelled = {"p": names.path, "s": names.scope, "d": names.datatype}
     return spelled if names.unit is None else {**spelled, "u": names.unit}
+
+
+def _written_result(column: Column) -> dict[str, Any]:
+    if column.fn is None:
+        return {}
+    assert column.window_s is not None, "a function has windows"
+    return {"f": column.fn, "w": round(column.window_s * MS_PER_S)}
+
+
+def _result_names(known: Names, fn: str) -> Names:
+    return Names(known.path, known.scope, *result_of(fn, known.datatype, known.unit))
 
 
 def _written_times(times: tuple[int, ...]) -> list[int]:
@@ -260,7 +282,8 @@ def _place(entry: Any, known: int, count: int) -> int:
 
 
 def _column(entry: dict[str, Any], times: tuple[int, ...]) -> Column:
-    names = _names(entry)
+    fn, window_s = _result(entry)
+    names = _names(entry, fn)
     values, scale, offset = _values(entry, len(times))
     if len(values) != len(times):
         raise malformed(f"a column has {len(values)} values for {len(times)} times")
@@ -273,24 +296,41 @@ def _column(entry: dict[str, Any], times: tuple[int, ...]) -> Column:
         offset=offset,
         times_ms=times,
         values=values,
+        fn=fn,
+        window_s=window_s,
     )
 
 
-def _names(entry: dict[str, Any]) -> Names:
+def _result(entry: dict[str, Any]) -> tuple[str | None, int | float | None]:
+    """Return function and length of window of a column of an aggregate, None and None of others."""
+    if not entry.keys() & _RESULT:
+        return None, None
+    fn, window_ms = entry.get("f"), entry.get("w")
+    if type(fn) is not str or type(window_ms) is not int or not 1 <= window_ms <= MAX_WINDOW_MS:
+        raise malformed("a column of an aggregate has no function, or no length of its windows")
+    if fn not in _FUNCTIONS:
+        raise EnvelopeRejected(
+            f"function {shown(fn)} is not known here", reason="codec", hint="update the receiver"
+        )
+    return fn, seconds(window_ms)
+
+
+def _names(entry: dict[str, Any], fn: str | None) -> Names:
     """Return the names of a column, whose other members are then known to fit together."""
     number = entry.get("p")
     if type(number) is not int:
-        if entry.keys() - _SPELLED - {"u"} not in _FORMS:
+        if entry.keys() - _SPELLED - {"u"} - _RESULT not in _FORMS:
             raise malformed("a column has other members than the protocol describes")
         unit = _text(entry["u"]) if "u" in entry else None
         return Names(_text(number), _text(entry.get("s")), _text(entry.get("d")), unit)
-    if entry.keys() - _NUMBERED not in _FORMS:
+    if entry.keys() - _NUMBERED - _RESULT not in _FORMS:
         raise malformed("a column has other members than the protocol describes")
     if not 0 <= number < len(KNOWN_COLUMNS):
         raise EnvelopeRejected(
             f"column {number} is not known here", reason="codec", hint="update the receiver"
         )
-    return KNOWN_COLUMNS[number]
+    known = KNOWN_COLUMNS[number]
+    return known if fn is None else _result_names(known, fn)
 
 
 def _values(entry: dict[str, Any], count: int) -> tuple[tuple[Value, ...], float, float]:

@@ -37,7 +37,7 @@ def explain(path: str, view: View) -> Explanation:
         view: The vehicle.
     """
     steps = tuple(_steps(path, view))
-    takes = [take for take in view.plan.takes if take.path == path]
+    takes = _takes(path, view)
     recipients = tuple(dict.fromkeys(take.recipient for take in takes))
     if not takes:
         # That no frame came matters only where one would have been taken.
@@ -65,7 +65,7 @@ def _steps(path: str, view: View) -> Iterator[Step]:
     bounds = [bound for bound in view.binding.bound if bound.vss.path == path]
     yield _catalogue_step(path, view.catalogue)
     yield from _vehicle_steps(path, view.binding, bounds)
-    takes = [take for take in view.plan.takes if take.path == path]
+    takes = _takes(path, view)
     yield _bus_step(path, view, bounds, takes)
     if found is None:
         return
@@ -255,7 +255,9 @@ def _until(*ends_s: int | None) -> str:
 
 def _limits(path: str, limits: Constraints) -> Iterator[str]:
     """Tell the constraints that apply to a path, after defaults."""
-    if limits.once:
+    if limits.aggregate is not None:
+        yield f"only {limits.aggregate}"
+    elif limits.once:
         yield "one sample for this grant, ever"
     elif limits.min_interval_ns:
         yield f"not more often than every {limits.min_interval_ns / NS_PER_S:g} s"
@@ -299,6 +301,12 @@ def _last(at_ns: int | None) -> str:
 
 def _facts(view: View, take: Take) -> TakeFacts:
     return (view.facts or {}).get((take.grant_id, take.path), TakeFacts())
+
+
+def _takes(path: str, view: View) -> list[Take]:
+    """Return one take of each grant; the functions of an aggregate share what became of it."""
+    takes = (take for take in reversed(view.plan.takes) if take.path == path)
+    return list({take.grant_id: take for take in takes}.values())[::-1]
 
 
 def _reason(where: tuple[Skipped, ...], key: tuple[str, str]) -> str | None:

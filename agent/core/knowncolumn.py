@@ -4,6 +4,8 @@ Rules:
  * The number of a column is its place in the list below, from 0. It is part of codec 1: lines are
    appended at the end, never changed, moved or taken out (a scope's name may stand there again).
  * A number stands for exactly this path, scope, datatype and unit. What differs is spelled out.
+   For the column of an aggregate's function it stands for path and scope, and datatype and unit
+   are what the function makes of those here.
  * docs/known-columns.json is the same list for readers in other languages.
 
 Per scope: path, datatype and, where there is one, unit, as in version 1 of the catalogue.
@@ -179,3 +181,6 @@ def _names(text: str) -> Iterator[Names]:
 
 KNOWN_COLUMNS: Final = tuple(_names(_LIST))
 NUMBERS: Final = {names: number for number, names in enumerate(KNOWN_COLUMNS)}
+NUMBERS_BY_PATH: Final = {
+    (names.path, names.scope): number for number, names in enumerate(KNOWN_COLUMNS)
+}

@@ -36,6 +36,8 @@ class Sample:
         t_ns: ns since the epoch, rounded down to whole ms.
         value: The value after every constraint, in `unit`.
         unit: The catalogue's unit, verbatim, or None.
+        fn: What became of the values of a window, such as "max"; None for a value as it was taken.
+        window_s: Length of the window, which began at `t_ns`; None where `fn` is.
     """
 
     t_ns: int
@@ -45,21 +47,25 @@ class Sample:
     path: str
     value: Value
     unit: str | None
+    fn: str | None = None
+    window_s: int | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The samples of one VSS path in one batch.
+    """The samples of one VSS path in one batch, of an aggregate those of one function.
 
     Attributes:
         scope: The scope under which the path was granted.
-        datatype: VSS datatype from the catalogue, verbatim.
+        datatype: VSS datatype from the catalogue, verbatim, or that of the function's results.
         unit: The catalogue's unit, verbatim, or None.
         scale: Step of the values where the source is linear (value = n * scale + offset), else 1;
             a hint for the codec, which checks it value by value.
         offset: Offset that belongs to `scale`, else 0.
         times_ms: ms since the epoch; not always rising (a log's time may run backwards).
         values: One for each time, after every constraint.
+        fn: As in `Sample`.
+        window_s: As in `Sample`, in whole ms.
     """
 
     scope: str
@@ -70,6 +76,8 @@ class Column:
     offset: int | float
     times_ms: tuple[int, ...]
     values: tuple[Value, ...]
+    fn: str | None = None
+    window_s: int | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +114,6 @@ class Batch:
                     path=column.path,
                     value=value,
                     unit=column.unit,
+                    fn=column.fn,
+                    window_s=column.window_s,
                 )

@@ -4,23 +4,28 @@ Rules:
  * The pipeline has no clock: `feed` brings time with each frame, `tick` without one. The daemon and
    `replay` run this very code, so the same frames and plans give the same samples, byte for byte.
  * A frame that the plan does not name changes nothing, not even what time it is.
+ * What enters the window of an aggregate is no sample. A window gives its samples when a granted
+   frame or a tick shows that it is over, and at stop what it holds by then.
  * A batch holds one grant. It closes by age or by count, when the plan is swapped and at stop; age
    counts from its first sample, in sample time, so that what is in a batch depends on granted
    samples alone.
- * Swapping the plan hands over the open batches of grants that go on, and drops those of grants
-   that ended or changed. The time rule goes on over a swap: a new policy is no reason to take a
-   sample early.
+ * Swapping the plan hands over the open batches of grants that go on, and what their windows hold
+   where the plan gives the path no more; it drops those of grants that ended or changed, and every
+   value of theirs. The time rule goes on over a swap: a new policy is no reason to take a sample
+   early.
 """
 
 import heapq
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from itertools import groupby
 
-from agent.core.model import NS_PER_MS, NS_PER_S, Batch, Column, Frame, Value
+from agent.core.model import NS_PER_MS, NS_PER_S, Batch, Frame, Value
 from agent.core.plan import Plan, Take, Tap, empty_plan
-from agent.core.sampling import Sampler
+from agent.core.track import OpenBatch, Share, TakeCounts, Track
 from agent.core.transform import Drop
+
+__all__ = ["DEFAULT_MAX_AGE_NS", "DEFAULT_MAX_SAMPLES", "OnSample", "Pipeline", "TakeCounts"]
 
 DEFAULT_MAX_AGE_NS = 60 * NS_PER_S
 DEFAULT_MAX_SAMPLES = 50_000  # About 10 MB of Python values; a dense bus at full rate in a minute.
@@ -29,44 +34,6 @@ _GATE_CACHE = (
 )
 
 OnSample = Callable[[Take, int, Value], None]
-
-
-class _Track:
-    """The state of one take: its sampler, its share of the open batch and what was dropped."""
-
-    __slots__ = (
-        *("batch", "drops", "index", "queued_ns", "sampler"),
-        *("take", "taken", "times_ms", "values"),
-    )
-
-    def __init__(self, take: Take, batch: "_OpenBatch", index: int) -> None:
-        self.take = take
-        self.index = index
-        self.batch = batch
-        self.sampler = Sampler(take.interval_ns, on_change=take.on_change, once=take.once)
-        self.queued_ns: int | None = None  # When the pipeline will look for what is held.
-        self.times_ms: list[int] = []
-        self.values: list[Value] = []
-        self.taken = 0
-        self.drops: Counter[Drop] = Counter()
-
-    def rest(self) -> None:
-        """Forget every value but the last sample's, and keep the time rule's state."""
-        self.batch = _OpenBatch()
-        self.times_ms = []
-        self.values = []
-        self.sampler.drop_held()
-
-
-class _OpenBatch:
-    """The open batch of one grant; its samples lie in the tracks."""
-
-    __slots__ = ("closes_ns", "count", "tracks")
-
-    def __init__(self) -> None:
-        self.tracks: list[_Track] = []
-        self.count = 0
-        self.closes_ns = 0
 
 
 class Pipeline:
@@ -90,23 +57,23 @@ class Pipeline:
             max_samples: A batch closes at this many samples.
             once_taken: (grant id, path) of `once` paths that were taken before this pipeline began.
             on_sample: Called for each sample with the take, its time in ns before it is rounded to
-                ms, and the value.
+                ms, and the value; of an aggregate's window with its start.
         """
         self._max_age_ns = max_age_ns
         self._max_samples = max_samples
         self._once_taken = set(once_taken)
         self._on_sample = on_sample
-        self._tracks: dict[tuple[str, str], _Track] = {}
+        self._tracks: dict[tuple[str, str], Track] = {}
         # Tracks that no plan names at the moment: who comes back (after a pause, or in a log whose
         # time runs backwards) must not begin anew and take a sample early.
-        self._rested: dict[tuple[str, str], _Track] = {}
-        self._batches: dict[str, _OpenBatch] = {}
+        self._rested: dict[tuple[str, str], Track] = {}
+        self._batches: dict[str, OpenBatch] = {}
         self._closed: list[Batch] = []
         # Heap of (due, index of the take, order of entry, track): what is due at the same moment
         # is taken in the order of the policy, as what comes in one frame is.
-        self._waiting: list[tuple[int, int, int, _Track]] = []
+        self._waiting: list[tuple[int, int, int, Track]] = []
         self._order = 0
-        self._gate: dict[str, dict[int, list[tuple[Tap, list[_Track]]] | None]] = {}
+        self._gate: dict[str, dict[int, list[tuple[Tap, list[Track]]] | None]] = {}
         self._plan = empty_plan()
         self.swap(plan or self._plan)
 
@@ -117,26 +84,48 @@ class Pipeline:
 
     def swap(self, plan: Plan) -> None:
         """Put another plan in force, between two frames."""
-        kept = {(grant.grant_id, grant.rev) for grant in plan.live}
-        for batch in self._batches.values():
-            take = batch.tracks[0].take
-            if (take.grant_id, take.rev) in kept:
-                self._close(batch)
+        live = {(grant.grant_id, grant.rev) for grant in plan.live}
+        wanted = {
+            key: tuple(takes) for key, takes in groupby(plan.takes, lambda t: (t.grant_id, t.path))
+        }
+        self._settle(live, wanted)
         before, self._tracks, self._batches = self._rested | self._tracks, {}, {}
         self._waiting, self._gate, self._plan = [], {}, plan
-        for index, take in enumerate(plan.takes):
-            batch = self._batches.setdefault(take.grant_id, _OpenBatch())
-            track = _Track(take, batch, index)
+        for index, (key, takes) in enumerate(wanted.items()):
+            batch = self._batches.setdefault(takes[0].grant_id, OpenBatch())
+            track = Track(takes, batch, index)
             batch.tracks.append(track)
-            self._tracks[take.grant_id, take.path] = track
-            old = before.pop((take.grant_id, take.path), None)
-            if old is not None:
-                self._go_on(track, old)
-            elif take.once and (take.grant_id, take.path) in self._once_taken:
+            self._tracks[key] = track
+            if (old := before.pop(key, None)) is not None:
+                track.go_on_after(old)
+                if track.sampler.holds:
+                    self._wait(track, track.sampler.due_ns)
+                elif track.window is not None and track.window.is_open:
+                    self._wait(track, track.window.end_ns)
+            elif takes[0].once and key in self._once_taken:
                 track.sampler.finish()
-        for track in before.values():
-            track.rest()
-        self._rested = before
+        self._rested = {
+            key: track
+            for key, track in before.items()
+            if plan.lasting is None or key[0] in plan.lasting
+        }
+        for track in self._rested.values():
+            track.rest(keep_last=track.grant in live)
+
+    def _settle(
+        self,
+        live: AbstractSet[tuple[str, int]],
+        wanted: Mapping[tuple[str, str], tuple[Take, ...]],
+    ) -> None:
+        """Close the open batches of live grants, with what windows hold that do not go on."""
+        for track in self._tracks.values():
+            if track.grant in live and wanted.get(track.key) != track.takes:
+                self._send_window(track)
+        for batch in self._batches.values():
+            if batch.tracks[0].grant in live:
+                self._close(batch)
+            else:
+                self._drop(batch)
 
     def feed(self, frames: Iterable[Frame]) -> None:
         """Take what the plan allows from these frames.
@@ -162,14 +151,20 @@ class Pipeline:
                 self._pick(tap, tracks, t_ns, data)
 
     def tick(self, t_ns: int) -> None:
-        """Take the held changes whose time has come, and close the batches that are old enough."""
+        """Take what is due, held changes and windows, and close the batches that are old enough."""
         self._release(min(t_ns, self._plan.until_ns - 1))
         for batch in self._batches.values():
             if batch.count and t_ns >= batch.closes_ns:
                 self._close(batch)
 
     def stop(self) -> None:
-        """Close every open batch; what is held and not due yet is let go."""
+        """Send what open windows hold and close every batch; what is held and not due is let go."""
+        for track in self._tracks.values():
+            self._send_window(track)
+        self.close()
+
+    def close(self) -> None:
+        """Close every open batch; windows stay open."""
         for batch in self._batches.values():
             self._close(batch)
 
@@ -179,13 +174,13 @@ class Pipeline:
         return closed
 
     def counts(self) -> dict[tuple[str, str], "TakeCounts"]:
-        """Return (grant id, path) -> what became of the values so far; it stays on the board."""
-        return {
-            key: TakeCounts(track.taken, track.sampler.thinned, dict(track.drops))
-            for key, track in self._tracks.items()
-        }
+        """Return (grant id, path) -> what became of the values so far; it stays on the board.
 
-    def _look_up(self, bus: str, can_id: int) -> list[tuple[Tap, list[_Track]]] | None:
+        Paths that the plan gives no more are among them, as long as their grant may come back.
+        """
+        return {key: track.counts() for key, track in (self._rested | self._tracks).items()}
+
+    def _look_up(self, bus: str, can_id: int) -> list[tuple[Tap, list[Track]]] | None:
         """Answer for an id that was not seen before under this plan, and remember the answer."""
         taps = self._plan.taps(bus, can_id)
         made = [
@@ -196,12 +191,13 @@ class Pipeline:
             known[can_id] = made or None
         return made or None
 
-    def _pick(self, tap: Tap, tracks: list[_Track], t_ns: int, data: bytes) -> None:
+    def _pick(self, tap: Tap, tracks: list[Track], t_ns: int, data: bytes) -> None:
         raws: tuple[int | float | None, ...] | None = None
         for pick, track in zip(tap.picks, tracks, strict=True):
             sampler = track.sampler
             if not sampler.on_change and t_ns - sampler.t_last_ns < sampler.interval_ns:
                 sampler.thinned += 1
+                sampler.thinned_ns = t_ns
                 continue
             if raws is None:
                 raws = tap.extract(data)
@@ -212,90 +208,106 @@ class Pipeline:
                 continue
             value = pick.transform(raw)
             if isinstance(value, Drop):
-                track.drops[value] += 1
+                self._count_drop(track, t_ns, value)
                 continue
             held = sampler.holds
             if sampler.offer(t_ns, value):
-                self._append(track, t_ns, value)
+                if track.window is None:
+                    self._append(track, track.share, t_ns, t_ns, value)
+                else:
+                    self._enter(track, t_ns, value)
             elif sampler.holds and not held:
-                self._wait(track)
+                self._wait(track, sampler.due_ns)
 
-    def _append(self, track: _Track, t_ns: int, value: Value) -> None:
+    def _count_drop(self, track: Track, t_ns: int, reason: Drop) -> None:
+        track.drops[reason] += 1
+        track.dropped_ns, track.dropped_for = t_ns, reason
+
+    def _append(self, track: Track, share: Share, now_ns: int, t_ns: int, value: Value) -> None:
+        """Take a sample that came at `now_ns` and carries the time `t_ns`."""
         batch = track.batch
         if batch.count == 0:
-            batch.closes_ns = t_ns + self._max_age_ns
-        elif t_ns >= batch.closes_ns or batch.count >= self._max_samples:
+            batch.closes_ns = now_ns + self._max_age_ns
+        elif now_ns >= batch.closes_ns or batch.count >= self._max_samples:
             self._close(batch)
-            batch.closes_ns = t_ns + self._max_age_ns
+            batch.closes_ns = now_ns + self._max_age_ns
         batch.count += 1
         track.taken += 1
-        track.times_ms.append(t_ns // NS_PER_MS)
-        track.values.append(value)
-        if track.take.once:
-            self._once_taken.add((track.take.grant_id, track.take.path))
+        track.sampled_ns = now_ns
+        share.times_ms.append(t_ns // NS_PER_MS)
+        share.values.append(value)
+        if share.take.once:
+            self._once_taken.add(track.key)
         if self._on_sample is not None:
-            self._on_sample(track.take, t_ns, value)
+            self._on_sample(share.take, t_ns, value)
 
-    def _wait(self, track: _Track) -> None:
-        # A signal that flickers in a long interval is held again and again for the same moment.
-        if track.queued_ns == track.sampler.due_ns:
+    def _enter(self, track: Track, t_ns: int, value: Value) -> None:
+        """Take a value into the open window; one that is over was sent before, by `_release`."""
+        window = track.window
+        assert window is not None, "only an aggregate has windows"
+        window.enter(t_ns, value)
+        track.sampler.thinned += 1
+        self._wait(track, window.end_ns)
+
+    def _send_window(self, track: Track) -> None:
+        """Take what the open window holds, if there is one, as samples, and begin anew."""
+        window = track.window
+        if window is None or not window.is_open:
             return
-        track.queued_ns = track.sampler.due_ns
+        for share in track.shares:
+            assert share.take.fn is not None, "each take of an aggregate is one function"
+            value = window.result(share.take.fn)
+            if isinstance(value, Drop):
+                self._count_drop(track, window.start_ns, value)
+            else:
+                # The last value's time, whether a frame, a tick or the stop shows that it is over.
+                self._append(track, share, track.sampler.t_last_ns, window.start_ns, value)
+        window.clear()
+
+    def _wait(self, track: Track, due_ns: int) -> None:
+        # What flickers in a long interval is held again and again for the same moment, and many
+        # values enter one window.
+        if track.queued_ns == due_ns:
+            return
+        track.queued_ns = due_ns
         self._order += 1
-        heapq.heappush(self._waiting, (track.sampler.due_ns, track.index, self._order, track))
+        heapq.heappush(self._waiting, (due_ns, track.index, self._order, track))
 
     def _release(self, t_ns: int) -> None:
-        """Take every held change that is due at `t_ns`, in the order of their times."""
+        """Take what is due at `t_ns`, held changes and windows, in the order of their times."""
         while self._waiting and self._waiting[0][0] <= t_ns:
             due_ns, _, _, track = heapq.heappop(self._waiting)
             sampler = track.sampler
             track.queued_ns = None
+            if track.window is not None:
+                if track.window.end_ns == due_ns:
+                    self._send_window(track)
             # What went back to the last sample's value is not held any more.
-            if sampler.holds and sampler.due_ns == due_ns:
-                self._append(track, due_ns, sampler.release())
+            elif sampler.holds and sampler.due_ns == due_ns:
+                self._append(track, track.share, due_ns, due_ns, sampler.release())
 
-    def _close(self, batch: _OpenBatch) -> None:
+    def _close(self, batch: OpenBatch) -> None:
         if batch.count == 0:
             return
-        first = batch.tracks[0].take
-        columns = tuple(
-            Column(
-                scope=track.take.scope,
-                path=track.take.path,
-                datatype=track.take.datatype,
-                unit=track.take.unit,
-                scale=track.take.scale,
-                offset=track.take.offset,
-                times_ms=tuple(track.times_ms),
-                values=tuple(track.values),
-            )
-            for track in batch.tracks
-            if track.values
-        )
+        first = batch.tracks[0].takes[0]
+        shares = [share for track in batch.tracks for share in track.shares]
+        columns = tuple(share.column() for share in shares if share.values)
         self._closed.append(Batch(first.grant_id, first.rev, first.recipient, columns))
+        self._empty(batch)
+
+    def _drop(self, batch: OpenBatch) -> None:
+        """Let the open batch of a grant go that ended or changed; what was in it was never sent."""
+        for track in batch.tracks:
+            if track.takes[0].once and track.share.values:
+                self._once_taken.discard(track.key)
+                track.sampler.begin_again()
+        self._empty(batch)
+
+    def _empty(self, batch: OpenBatch) -> None:
         batch.count = 0
         for track in batch.tracks:
-            track.times_ms.clear()
-            track.values.clear()
-
-    def _go_on(self, track: _Track, old: _Track) -> None:
-        """Carry the time rule over to the new plan's take of the same grant and path."""
-        sampler, before = track.sampler, old.sampler
-        track.taken, track.drops = old.taken, old.drops
-        sampler.go_on_after(before, keep_held=old.take == track.take)
-        if sampler.holds:
-            self._wait(track)
-
-
-class TakeCounts:
-    """What became of the values of one take."""
-
-    __slots__ = ("drops", "taken", "thinned")
-
-    def __init__(self, taken: int, thinned: int, drops: dict[Drop, int]) -> None:
-        self.taken = taken
-        self.thinned = thinned
-        self.drops = drops
+            for share in track.shares:
+                share.clear()
 
 
 def _meets(

@@ -6,8 +6,9 @@ Rules:
  * The clock is the log's: `nbf`, `exp` and windows are held against the time of each frame. What
    needs a live vehicle (floor clock, `offline_s`, `aud`, local stop) does not apply.
  * In a log without absolute time windows are closed: nobody knows when it was recorded.
- * A held change is taken when a granted frame, the end of a grant or the end of the log shows that
-   its time has come: it must not matter in what portions the frames are fed.
+ * A held change or a window is taken when a granted frame, the end of a grant or the end of the
+   log shows that its time has come: it must not matter in what portions the frames are fed. A
+   window that is open at the end of the log is taken as the daemon does when it is stopped.
  * Samples come in the order of (t, as taken), t in whole ms.
 """
 
@@ -36,7 +37,7 @@ class PathReport:
         thinned: Values that the time rule let go.
         dropped: Values that were no measurement, with the reason.
         blocked: Frames that were not decoded for this path, because of `why`.
-        why: Why nothing was taken, or None.
+        why: Why nothing was taken, or not every function of an aggregate; else None.
     """
 
     path: str
@@ -82,8 +83,9 @@ class Replay:
         self._rows: list[tuple[int, Take, Value]] = []
         self._counts: dict[tuple[str, str], TakeCounts] = {}
         self._takes: dict[tuple[str, str], Take] = {}
-        self._skipped: dict[tuple[str, str], Skipped] = {}
-        self._closed: dict[tuple[str, str], Skipped] = {}
+        # Reason -> what was skipped for it; the functions of an aggregate may have several.
+        self._skipped: dict[tuple[str, str], dict[str, Skipped]] = {}
+        self._closed: dict[tuple[str, str], dict[str, Skipped]] = {}
         self._seen: Counter[tuple[str, int]] = Counter()
         self._now_ns: int | None = None
 
@@ -112,9 +114,11 @@ class Replay:
         self._pipeline.drain()  # The samples are in the rows already, in the order as taken.
 
     def finish(self) -> None:
-        """Take the held changes that are due at the log's last moment."""
+        """Take what is due at the log's last moment, and what windows hold by then."""
         if self._now_ns is not None:
             self._tick(self._now_ns)
+        self._pipeline.stop()
+        self._pipeline.drain()
         self._remember()
 
     def samples(self) -> Iterator[Sample]:
@@ -129,6 +133,8 @@ class Replay:
                 path=take.path,
                 value=value,
                 unit=take.unit,
+                fn=take.fn,
+                window_s=take.window_s,
             )
 
     def report(self) -> list[PathReport]:
@@ -139,14 +145,12 @@ class Replay:
             for key, take in self._takes.items()
         ]
         granted = {take.path for take in self._takes.values()}
-        never = self._skipped | {
-            key: closed for key, closed in self._closed.items() if key not in self._takes
-        }
-        rows += [self._skipped_row(item, frames.get(item.path, 0)) for item in never.values()]
-        granted |= {item.path for item in never.values()}
-        for bound in {b.vss.path: b for b in self._binding.bound}.values():
-            if bound.vss.path not in granted:
-                rows.append(self._blocked_row(bound, frames.get(bound.vss.path, 0)))
+        for (grant_id, path), reasons in (self._closed | self._skipped).items():
+            if (grant_id, path) not in self._takes:
+                rows.append(self._skipped_row(reasons, frames.get(path, 0)))
+                granted.add(path)
+        ungranted = {b.vss.path: b for b in self._binding.bound if b.vss.path not in granted}
+        rows += [self._blocked_row(bound, frames.get(path, 0)) for path, bound in ungranted.items()]
         return rows
 
     def _keep(self, take: Take, t_ns: int, value: Value) -> None:
@@ -166,11 +170,14 @@ class Replay:
             )
             self._plans.append(plan)
         self._tick(t_ns)
+        self._pipeline.close()  # What is in the rows was given out, also where its grant ends now.
         self._remember()
         self._pipeline.swap(plan)
+        self._pipeline.drain()
         self._takes |= {(take.grant_id, take.path): take for take in plan.takes}
-        self._skipped |= {(item.grant_id, item.path): item for item in plan.skipped}
-        self._closed |= {(item.grant_id, item.path): item for item in plan.closed}
+        for found, items in ((self._skipped, plan.skipped), (self._closed, plan.closed)):
+            for item in items:
+                found.setdefault((item.grant_id, item.path), {})[item.reason] = item
 
     def _tick(self, t_ns: int) -> None:
         self._pipeline.tick(t_ns)
@@ -197,6 +204,8 @@ class Replay:
     def _taken_row(self, take: Take, counts: TakeCounts | None, frames: int) -> PathReport:
         drops: dict[Drop, int] = counts.drops if counts else {}
         taken = counts.taken if counts else 0
+        why = [] if taken or frames else ["no frame of its message is in the log"]
+        why += self._skipped.get((take.grant_id, take.path), {})
         return PathReport(
             path=take.path,
             scope=take.scope,
@@ -207,21 +216,22 @@ class Replay:
             thinned=counts.thinned if counts else 0,
             dropped={drop.value: count for drop, count in drops.items()},
             blocked=0,
-            why=None if taken or frames else "no frame of its message is in the log",
+            why="; ".join(why) or None,
         )
 
-    def _skipped_row(self, skipped: Skipped, frames: int) -> PathReport:
+    def _skipped_row(self, reasons: dict[str, Skipped], frames: int) -> PathReport:
+        first = next(iter(reasons.values()))
         return PathReport(
-            path=skipped.path,
-            scope=skipped.scope,
-            recipient=self._recipient(skipped.grant_id),
-            grant_id=skipped.grant_id,
+            path=first.path,
+            scope=first.scope,
+            recipient=self._recipient(first.grant_id),
+            grant_id=first.grant_id,
             frames=frames,
             taken=0,
             thinned=0,
             dropped={},
             blocked=frames,
-            why=skipped.reason,
+            why="; ".join(reasons),
         )
 
     def _blocked_row(self, bound: Bound, frames: int) -> PathReport:

@@ -7,6 +7,7 @@ Rules (t_last is the time of the last sample, before it is rounded to ms):
    sample's value, nothing is held.
  * A value that was dropped before it came here does not start an interval.
  * once: after the first sample there is no second one.
+ * The last sample's value is kept only where it is compared with, and no longer than its grant.
  * Where time runs backwards nothing is taken until it passes t_last again.
 """
 
@@ -26,6 +27,7 @@ class Sampler:
         due_ns: When the held value is to be taken; meaningful while `holds`.
         holds: A change waits for its time.
         thinned: How many values the time rule let go.
+        thinned_ns: When it last did.
     """
 
     __slots__ = (
@@ -38,6 +40,7 @@ class Sampler:
         "once",
         "t_last_ns",
         "thinned",
+        "thinned_ns",
     )
 
     def __init__(self, interval_ns: int, *, on_change: bool, once: bool) -> None:
@@ -48,6 +51,7 @@ class Sampler:
         self.due_ns = _FOREVER_NS
         self.holds = False
         self.thinned = 0
+        self.thinned_ns: int | None = None
         self._held: Value | None = None
         self._last: Value | None = None
 
@@ -55,18 +59,24 @@ class Sampler:
         """Take nothing any more (`once` was used up, perhaps before a restart)."""
         self.t_last_ns = _FOREVER_NS
         self.on_change = False
-        self.drop_held()
+        self.forget()
 
-    def go_on_after(self, before: "Sampler", *, keep_held: bool) -> None:
+    def begin_again(self) -> None:
+        """Take back that `once` was used up: the sample was dropped before it left."""
+        self.t_last_ns = _NEVER_NS
+
+    def go_on_after(self, before: "Sampler", *, keep_last: bool, keep_held: bool) -> None:
         """Continue another sampler's time rule under this one's interval.
 
         Args:
             before: The sampler of the same grant and path under the plan before.
+            keep_last: The grant did not change, so values are compared with its last sample.
             keep_held: The take did not change, so the change that waits may still be taken.
         """
         self.t_last_ns = before.t_last_ns
-        self._last = before._last  # noqa: SLF001 - of the same class
-        self.thinned = before.thinned
+        if keep_last and self.on_change:
+            self._last = before._last  # noqa: SLF001 - of the same class
+        self.thinned, self.thinned_ns = before.thinned, before.thinned_ns
         if before.t_last_ns == _FOREVER_NS:
             # Used up; only a grant that is not `once` any more may begin again.
             if self.once:
@@ -75,6 +85,11 @@ class Sampler:
                 self.t_last_ns = _NEVER_NS
         elif keep_held and before.holds:
             self.holds, self._held, self.due_ns = True, before._held, before.due_ns  # noqa: SLF001 - as above
+
+    def forget(self) -> None:
+        """Keep times only, no value."""
+        self._last = None
+        self.drop_held()
 
     def drop_held(self) -> None:
         """Forget the change that waits for its time."""
@@ -91,6 +106,7 @@ class Sampler:
                 self.thinned += 1
                 self.drop_held()
             self.thinned += 1
+            self.thinned_ns = t_ns
             return False
         if t_ns - self.t_last_ns >= self.interval_ns:
             self._taken(t_ns, value)
@@ -98,11 +114,13 @@ class Sampler:
         if self.on_change:
             if self.holds:
                 self.thinned += 1
+                self.thinned_ns = t_ns
             self.due_ns = self.t_last_ns + self.interval_ns
             self.holds = True
             self._held = value
         else:
             self.thinned += 1
+            self.thinned_ns = t_ns
         return False
 
     def release(self) -> Value:
@@ -116,6 +134,7 @@ class Sampler:
 
     def _taken(self, t_ns: int, value: Value) -> None:
         self.t_last_ns = t_ns
-        self._last = value
+        if self.on_change:
+            self._last = value
         if self.once:
             self.finish()

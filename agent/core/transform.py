@@ -86,9 +86,10 @@ def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at t
         grid_deg: Edge of the cells that this position coordinate snaps to, degrees, or None.
         quantum: Step that values are rounded to, in the catalogue's unit, or None.
     """
-    writer = _Writer(field)
+    writer = _Writer()
+    writer.check_available(field)
     if entry.choices is not None:
-        writer.look_up(entry.choices)
+        writer.look_up(field, entry.choices)
     elif datatype == "string":
         writer.line("v = NAMES.get(raw)", NAMES=dict(field.choices))
         writer.line("if v is None: return UNNAMED")
@@ -98,7 +99,7 @@ def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at t
             meant = (0, 1) if datatype == "boolean" else ()
             named = frozenset(raw for raw in field.choices if raw not in meant)
             writer.line("if raw in NAMED_RAW: return NAMED", NAMED_RAW=named)
-        writer.physical()
+        writer.physical(field)
         if entry.math is not None:
             writer.line("v = MATH_FN(v)", MATH_FN=entry.math)
             writer.line("if v is None: return MATH")
@@ -109,18 +110,39 @@ def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at t
     elif datatype == "string":
         writer.line("return v")
     else:
-        writer.constrain(conversion, entry.valid, grid_deg, quantum)
+        writer.convert(conversion, entry.valid)
+        writer.snap(grid_deg, quantum)
         writer.finish_number(datatype)
+    return writer.function()
+
+
+def compile_snap(
+    *, grid_deg: float | None, quantum: float | None
+) -> Callable[[int | float], Value | Drop]:
+    """Return the function that puts what was computed from permitted values back on their steps.
+
+    Args:
+        grid_deg: As for `compile_transform`.
+        quantum: As for `compile_transform`.
+
+    Returns:
+        A function from a number to a double after steps 6, 7 and 9.
+    """
+    writer = _Writer()
+    writer.line("v = raw")
+    writer.snap(grid_deg, quantum)
+    writer.finish_number("double")
     return writer.function()
 
 
 class _Writer:
     """Collects the lines of one function; constants reach it by name, never as source text."""
 
-    def __init__(self, field: Field) -> None:
-        self._field = field
+    def __init__(self) -> None:
         self._names: dict[str, object] = {drop.name: drop for drop in Drop}
         self._lines: list[str] = []
+
+    def check_available(self, field: Field) -> None:
         limit = first_reserved(field)
         if limit is not None:
             self.line("if raw >= RESERVED: return NOT_AVAILABLE", RESERVED=limit)
@@ -129,17 +151,17 @@ class _Writer:
         self._lines.append(text)
         self._names |= names
 
-    def physical(self) -> None:
-        scale, offset = self._field.scale, self._field.offset
+    def physical(self, field: Field) -> None:
+        scale, offset = field.scale, field.offset
         if scale == 1 and offset == 0:
             self.line("v = raw")
         else:
             self.line("v = raw * SCALE + OFFSET", SCALE=scale, OFFSET=offset)
         if (
-            self._field.is_float
+            field.is_float
             or isinstance(scale, float)
             or isinstance(offset, float)
-            or self._field.length + scale.bit_length() > _SAFE_BITS
+            or field.length + scale.bit_length() > _SAFE_BITS
             or offset.bit_length() > _SAFE_BITS
         ):
             self.in_doubles()
@@ -148,40 +170,34 @@ class _Writer:
         """A longer integer would raise where it meets a float."""
         self.line("if not -BIGGEST <= v <= BIGGEST: return RANGE", BIGGEST=sys.float_info.max)
 
-    def look_up(self, choices: tuple[Choice, ...]) -> None:
+    def look_up(self, field: Field, choices: tuple[Choice, ...]) -> None:
         """A name matches as text, a number matches the physical value; the first line wins."""
         by_number: dict[Number, Value] = {}
         for choice in choices:
             if not isinstance(choice.source, str):
                 by_number.setdefault(choice.source, choice.target)
         by_raw: dict[int, Value] = {}
-        for raw, name in self._field.choices.items():
-            number = raw * self._field.scale + self._field.offset
+        for raw, name in field.choices.items():
+            number = raw * field.scale + field.offset
             for choice in choices:
                 if choice.source in (name, number):
                     by_raw[raw] = choice.target
                     break
         self.line("v = BY_RAW.get(raw)", BY_RAW=by_raw)
         if by_number:
-            self.line(
-                "if v is None:", BY_NUMBER=by_number, S=self._field.scale, O=self._field.offset
-            )
+            self.line("if v is None:", BY_NUMBER=by_number, S=field.scale, O=field.offset)
             self.line("    v = BY_NUMBER.get(raw * S + O)")
         self.line("if v is None: return UNMAPPED")
 
-    def constrain(
-        self,
-        conversion: Conversion,
-        valid: tuple[float, float] | None,
-        grid_deg: float | None,
-        quantum: float | None,
-    ) -> None:
+    def convert(self, conversion: Conversion, valid: tuple[float, float] | None) -> None:
         if not conversion.is_identity:
             self.line("v = v * FACTOR + SHIFT", FACTOR=conversion.factor, SHIFT=conversion.offset)
             if isinstance(conversion.factor, int):
                 self.in_doubles()
         if valid is not None:
             self.line("if not LOW <= v <= HIGH: return INVALID", LOW=valid[0], HIGH=valid[1])
+
+    def snap(self, grid_deg: float | None, quantum: float | None) -> None:
         if grid_deg is not None:
             # The limit keeps a coordinate from passing through unsnapped where cells are too fine
             # to count.

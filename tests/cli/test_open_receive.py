@@ -90,7 +90,10 @@ def test_several_envelopes_are_one_table(me: Recipient, capsys: Capsys) -> None:
     assert me.open("--format", "csv", files="one.cose two.cose") == 0
 
     table = list(csv.reader(capsys.readouterr().out.splitlines()))
-    assert table[0] == ["t", "recipient", "grant", "scope", "path", "value", "unit"]
+    assert table[0] == [
+        *("t", "recipient", "grant", "scope", "path", "value", "unit"),
+        *("fn", "window_s"),
+    ]
     assert len(table) == 1 + 2 * ROWS
     assert table.count(table[0]) == 1
 
@@ -264,7 +267,7 @@ def test_receive_prints_what_comes_each_envelope_once(
 
     lines = printed.out.splitlines()
     if form == "csv":
-        assert lines.pop(0) == "t,recipient,grant,scope,path,value,unit"
+        assert lines.pop(0) == "t,recipient,grant,scope,path,value,unit,fn,window_s"
     assert len(lines) == 2 * ROWS
     assert not any("recipient,grant" in line for line in lines)
     assert printed.err.splitlines()[-1] == "2 envelopes"

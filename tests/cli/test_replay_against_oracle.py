@@ -38,6 +38,15 @@ _COARSE: dict[str, Document] = {
     "driver_behaviour": {"min_interval_s": 0.5, "quantum": 7},
     "location": {"min_interval_s": 1, "grid_deg": 0.05},
 }
+_ALL = ["min", "max", "mean", "count", "last"]
+_AGGREGATES: dict[str, Document] = {
+    "static": {"aggregate": {"window_s": 60, "fn": ["count", "max", "last"]}},
+    "usage": {"aggregate": {"window_s": 7, "fn": _ALL}},
+    "condition": {"aggregate": {"window_s": 0.25, "fn": _ALL}, "quantum": 0.3},
+    "cabin": {"aggregate": {"window_s": 1, "fn": ["last", "mean", "count"]}},
+    "driver_behaviour": {"aggregate": {"window_s": 2.5, "fn": ["max", "mean"]}, "quantum": 7},
+    "location": {"aggregate": {"window_s": 10, "fn": _ALL}, "grid_deg": 0.002},
+}
 _QUANTUM_ONLY: dict[str, Document] = {
     "usage": {"quantum": 1000},
     "driver_behaviour": {"quantum": 10},
@@ -81,7 +90,12 @@ def _windowed(first_s: int, last_s: int) -> Document:
     grant = _grant("gr_windows", "fleet", _LOOSEST)
     for number, detail in enumerate(grant["details"]):
         detail["constraints"] = detail["constraints"] | kinds[number % len(kinds)]
-    return _policy(grant, _grant("gr_1", "insurer", {}))
+    mixed = _grant("gr_2", "insurer", _AGGREGATES)
+    for number, detail in enumerate(mixed["details"]):
+        detail["constraints"] = detail.get("constraints", {}) | kinds[number // 2 % len(kinds)]
+    return _policy(
+        grant, _grant("gr_1", "insurer", {}), mixed, exp=last_s - (last_s - first_s) // 5
+    )
 
 
 def _policy(*grants: Document, **members: Any) -> Document:
@@ -103,6 +117,11 @@ def _policies(first_s: int, last_s: int) -> dict[str, Document]:
         ),
         "from and until": _policy(early, late, exp=first_s + 2 * third),
         "windows": _windowed(first_s, last_s),
+        "aggregates": _policy(_grant("gr_1", "fleet", _AGGREGATES)),
+        "an aggregate beside samples": _policy(
+            _grant("gr_1", "fleet", _LOOSEST),
+            {**_grant("gr_2", "insurer", _AGGREGATES), "nbf": first_s + third},
+        ),
     }
 
 

@@ -34,7 +34,7 @@ def packed(made: Batch) -> Any:
 
 def form(values: tuple[Value, ...], **members: Any) -> str:
     entry = packed(batch(column(values, **members)))["c"][0]
-    return "".join(sorted(entry.keys() - {"p", "s", "d", "i", "u"}))
+    return "".join(sorted(entry.keys() - {"p", "s", "d", "i", "u", "f", "w"}))
 
 
 def naive(value: Any) -> list[tuple[Any, ...]]:
@@ -58,12 +58,20 @@ def naive(value: Any) -> list[tuple[Any, ...]]:
             values = [entry["k"][n] for n in numbers]
         else:
             values = numbers
-        if isinstance(entry["p"], int):
-            path, scope, datatype, unit = json.loads(DOCUMENTED.read_bytes())[entry["p"]]
-        else:
-            path, scope, datatype, unit = entry["p"], entry["s"], entry["d"], entry.get("u")
-        columns.append((scope, path, datatype, unit, times, tuple(map(exact, values))))
+        path, scope, datatype, unit = naive_names(entry)
+        exactly = tuple(map(exact, values))
+        window_s = entry["w"] / 1000 if "w" in entry else None
+        columns.append((scope, path, datatype, unit, times, exactly, entry.get("f"), window_s))
     return columns
+
+
+def naive_names(entry: Any) -> list[Any]:
+    """Return path, scope, datatype and unit of a column."""
+    if not isinstance(entry["p"], int):
+        return [entry["p"], entry["s"], entry["d"], entry.get("u")]
+    path, scope, datatype, unit = json.loads(DOCUMENTED.read_bytes())[entry["p"]]
+    results = {"mean": ["double", unit], "count": ["uint64", None]}
+    return [path, scope, *results.get(entry.get("f"), [datatype, unit])]
 
 
 @given(batches())
@@ -195,6 +203,68 @@ def test_a_known_column_is_written_as_its_number() -> None:
     assert entries[1].keys() == {"p", "s", "d", "u", "i", "n", "m"}
 
 
+@pytest.mark.parametrize(
+    ("fn", "datatype", "unit", "numbered"),
+    [
+        ("max", "float", "km/h", True),
+        ("mean", "double", "km/h", True),
+        ("count", "uint64", None, True),
+        ("mean", "float", "km/h", False),
+        ("count", "uint64", "km/h", False),
+        (None, "double", "km/h", False),
+    ],
+)
+def test_a_function_of_a_known_column_is_written_as_its_number(
+    fn: str | None, datatype: str, unit: str | None, *, numbered: bool
+) -> None:
+    """Datatype and unit of a result follow from those of the path, unless they differ."""
+    window_s = None if fn is None else 60
+    made = replace(SPEED, datatype=datatype, unit=unit, fn=fn, window_s=window_s)
+
+    (entry,) = packed(batch(made))["c"]
+
+    assert isinstance(entry["p"], int) == numbered
+    assert (entry.get("f"), entry.get("w")) == (fn, None if fn is None else 60_000)
+    assert list(map(content, decode(encode(batch(made))))) == [content(made)]
+
+
+def test_a_window_of_whole_seconds_comes_back_as_an_integer() -> None:
+    made = [replace(SPEED, fn="max", window_s=s) for s in (60, 0.5, 1, 0.001)]
+
+    columns = decode(encode(batch(*made)))
+
+    assert [(c.window_s, type(c.window_s)) for c in columns] == [
+        (60, int),
+        (0.5, float),
+        (1, int),
+        (0.001, float),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ({"f": "max"}, "malformed"),
+        ({"w": 60_000}, "malformed"),
+        ({"f": "max", "w": 0}, "malformed"),
+        ({"f": "max", "w": -60_000}, "malformed"),
+        ({"f": "max", "w": 60_000.0}, "malformed"),
+        ({"f": "max", "w": True}, "malformed"),
+        ({"f": "max", "w": 2**53}, "malformed"),
+        ({"f": ["max"], "w": 60_000}, "malformed"),
+        ({"f": 1, "w": 60_000}, "malformed"),
+        ({"f": "median", "w": 60_000}, "codec"),
+    ],
+)
+def test_a_function_without_its_window_or_a_later_one_is_refused(
+    result: dict[str, Any], reason: str
+) -> None:
+    held = packed(batch(SPEED))
+    held["c"][0] |= result
+
+    assert refused(squeezed(cbor.encode(held))) == reason
+
+
 def test_a_number_that_came_later_is_refused_as_such() -> None:
     held = packed(batch(SPEED))
     held["c"][0]["p"] = len(KNOWN_COLUMNS)
@@ -319,8 +389,8 @@ def test_a_batch_with_a_forged_part_gives_columns_or_our_error(
     forged = data.draw(_PIECES)
     if place == "entry":
         entry = data.draw(st.sampled_from(held["c"]))
-        entry[data.draw(st.sampled_from("psduincmekvx"))] = forged
-        entry.pop(data.draw(st.sampled_from("psduincmekvx")), None)
+        entry[data.draw(st.sampled_from("psduincmekvxfw"))] = forged
+        entry.pop(data.draw(st.sampled_from("psduincmekvxfw")), None)
     else:
         held[place] = data.draw(st.one_of(st.just(forged), st.just([*held[place], forged])))
 

@@ -106,13 +106,59 @@ def test_grid_and_precise_are_accepted_where_there_is_nothing_to_blur() -> None:
     assert parse("usage", precise=True).grid_deg is None
 
 
-@pytest.mark.parametrize("name", ["aggregate"])
-def test_what_is_not_enforced_yet_rejects_the_policy(name: str) -> None:
-    refused = refusal("location", **{name: []})
+MAX_OF_A_MINUTE = {"window_s": 60, "fn": ["max"]}
 
-    assert refused.reason == "not-enforced"
-    assert "not enforced by this version" in refused.message
-    assert name in refused.message
+
+def test_the_window_of_an_aggregate_is_its_interval_whatever_the_default() -> None:
+    constraints = parse("usage", aggregate={"window_s": 0.5, "fn": ["max", "count"]})
+
+    assert constraints.aggregate is not None
+    assert constraints.aggregate.functions == ("max", "count")
+    assert constraints.min_interval_ns == 500_000_000
+    assert parse("usage").aggregate is None
+
+
+@pytest.mark.parametrize(
+    ("class_name", "at", "beyond"),
+    [("cabin", 1, 0.999), ("driver_behaviour", 0.1, 0.099), ("location", 1, 0.5)],
+)
+def test_a_window_may_reach_the_ceiling_of_the_interval_and_not_pass_it(
+    class_name: str, at: float, beyond: float
+) -> None:
+    assert parse(class_name, aggregate={"window_s": at, "fn": ["last"]}).aggregate is not None
+
+    refused = refusal(class_name, aggregate={"window_s": beyond, "fn": ["last"]})
+
+    assert refused.reason == "ceiling"
+    for fact in ("gr_1", "read_x", f"aggregate.window_s {beyond}", class_name, f" {at}"):
+        assert fact in refused.message
+
+
+def test_identity_is_not_given_in_windows() -> None:
+    for more in ({}, {"once": False}, {"once": True}):
+        refused = refusal("identity", aggregate=MAX_OF_A_MINUTE, **more)
+        assert (refused.reason, "once true" in refused.message) == ("ceiling", True)
+
+
+@pytest.mark.parametrize("other", [{"min_interval_s": 0}, {"min_interval_s": 60}, {"once": True}])
+def test_an_aggregate_contradicts_another_rule_of_when(other: dict[str, Any]) -> None:
+    assert refusal("usage", aggregate=MAX_OF_A_MINUTE, **other).reason == "contradiction"
+
+
+def test_an_aggregate_contradicts_a_default_of_once() -> None:
+    card = ScopeClass("card", grantable=True, defaults={"once": True}, ceilings={})
+
+    with pytest.raises(PolicyRejected) as info:
+        parse_constraints({"aggregate": MAX_OF_A_MINUTE}, card, grant_id="g", scope="s")
+
+    assert info.value.reason == "contradiction"
+
+
+def test_an_aggregate_keeps_grid_quantum_and_windows() -> None:
+    constraints = parse("location", aggregate=MAX_OF_A_MINUTE, quantum=2)
+
+    assert (constraints.grid_deg, constraints.quantum) == (0.01, 2)
+    assert parse("location", aggregate=MAX_OF_A_MINUTE, precise=True).grid_deg is None
 
 
 def test_windows_are_read_with_grant_and_scope_named() -> None:

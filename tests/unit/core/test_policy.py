@@ -425,8 +425,8 @@ def test_text_that_could_garble_a_terminal_is_refused(value: str) -> None:
         ),
         (
             changed(*GRANT, "details", 0, "constraints", value={"aggregate": {}}),
-            "not-enforced",
-            "aggregate is not enforced by this version",
+            "missing-member",
+            "gr_01JD, scope read_location: aggregate: window_s is missing",
         ),
     ],
 )
@@ -640,8 +640,8 @@ REASONS = frozenset(
 
 def test_every_reason_in_the_code_is_in_the_document_and_no_other() -> None:
     core = ROOT / "agent" / "core"
-    names = ("strictjson", "member", "recipient", "constraint", "timewindow", "policy", "jws")
-    names += ("admission", "trust", "restrict", "expansion")
+    names = ("strictjson", "member", "recipient", "constraint", "timewindow", "aggregate")
+    names += ("policy", "jws", "admission", "trust", "restrict", "expansion")
     used = {
         reason
         for name in names

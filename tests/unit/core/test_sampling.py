@@ -148,7 +148,7 @@ def test_a_new_plan_does_not_restart_the_interval() -> None:
     before.offer(100, 1)
     after = Sampler(10, on_change=False, once=False)
 
-    after.go_on_after(before, keep_held=True)
+    after.go_on_after(before, keep_last=True, keep_held=True)
 
     assert not after.offer(109, 1)
     assert after.offer(110, 1)
@@ -160,8 +160,8 @@ def test_a_changed_take_forgets_what_was_held_under_the_old_constraints() -> Non
     before.offer(1, 2)
     kept, dropped = (Sampler(10, on_change=True, once=False) for _ in range(2))
 
-    kept.go_on_after(before, keep_held=True)
-    dropped.go_on_after(before, keep_held=False)
+    kept.go_on_after(before, keep_last=True, keep_held=True)
+    dropped.go_on_after(before, keep_last=True, keep_held=False)
 
     assert (kept.holds, dropped.holds) == (True, False)
 
@@ -174,8 +174,8 @@ def test_what_was_taken_once_stays_taken_over_a_new_plan() -> None:
         Sampler(0, on_change=False, once=False),
     )
 
-    still_once.go_on_after(before, keep_held=True)
-    not_once.go_on_after(before, keep_held=False)
+    still_once.go_on_after(before, keep_last=True, keep_held=True)
+    not_once.go_on_after(before, keep_last=False, keep_held=False)
 
     assert not still_once.offer(100, 1)
     assert not_once.offer(100, 1)

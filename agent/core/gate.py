@@ -1,0 +1,135 @@
+"""Which frames carry what a take wants, and how it gets out of them.
+
+Rules:
+ * A signal that no take names is in no tap, so it is never decoded; each that is wanted is
+   extracted once for all takes.
+ * A J1939 message is matched by its PGN (SAE J1939-21): priority and source address do not count,
+   for PDU1 the destination neither. All sources feed one stream unless the mapping names one.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from agent.core.binding import Bound
+from agent.core.decode import Field, compile_extract
+from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, CAN_ERR_FLAG, CAN_RTR_FLAG, Value
+from agent.core.take import Take
+from agent.core.transform import Drop, compile_transform
+
+SOURCE_MASK = 0xFF
+_PDU2_FIRST_FORMAT = 240  # SAE J1939-21 5.2.3: below it the PDU specific byte is a destination.
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """How a take gets its value out of one message.
+
+    Attributes:
+        take: Of an aggregate the first of its takes; the others live on the same values.
+        index: Which of the tap's raw values.
+        transform: Raw value to permitted value.
+        conditions: (index of a raw value, scale, offset, physical value that it must have).
+    """
+
+    take: Take
+    index: int
+    transform: Callable[[int | float], Value | Drop]
+    conditions: tuple[tuple[int, int | float, int | float, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """What may be taken from the frames of one message.
+
+    Attributes:
+        extract: Payload to raw values; None for those that are not in it.
+        picks: In the order of the policy.
+    """
+
+    extract: Callable[[bytes], tuple[int | float | None, ...]]
+    picks: tuple[Pick, ...]
+
+
+Taps = tuple[Tap, ...]
+
+
+def is_j1939_id(can_id: int) -> bool:
+    """Tell whether a frame can carry a parameter group: extended, no remote or error frame."""
+    return can_id & (CAN_EFF_FLAG | CAN_RTR_FLAG | CAN_ERR_FLAG) == CAN_EFF_FLAG
+
+
+def pgn_of(can_id: int) -> int:
+    """Return the parameter group number of an extended identifier (SAE J1939-21 5.1.2)."""
+    pgn = (can_id & CAN_EFF_MASK) >> 8 & 0x3FFFF
+    return pgn & 0x3FF00 if is_pdu1(pgn) else pgn
+
+
+def is_pdu1(pgn: int) -> bool:
+    """Tell whether the PDU specific byte is a destination (SAE J1939-21 5.2.3)."""
+    return (pgn >> 8) & 0xFF < _PDU2_FIRST_FORMAT
+
+
+def compile_gate(
+    wanted: Sequence[tuple[Take, Bound]], named_buses: Iterable[str]
+) -> tuple[dict[str | None, dict[int, Taps]], dict[str | None, dict[int, dict[int | None, Taps]]]]:
+    """Return what may be taken from which frames: the maps `exact` and `pgns` of a plan.
+
+    Args:
+        wanted: Each take with each signal that stands for its path, in the order of the policy.
+        named_buses: Buses with bindings of their own, also those of which nothing is wanted.
+    """
+    exact: dict[str | None, dict[int, Taps]] = {name: {} for name in named_buses}
+    pgns: dict[str | None, dict[int, dict[int | None, Taps]]] = {}
+    by_id: dict[tuple[str | None, int], _TapBuilder] = {}
+    by_pgn: dict[tuple[str | None, int], list[tuple[Take, Bound]]] = {}
+    for item in wanted:
+        bound = item[1]
+        if bound.is_j1939:
+            by_pgn.setdefault((bound.bus, pgn_of(bound.can_id)), []).append(item)
+        else:
+            by_id.setdefault((bound.bus, bound.can_id), _TapBuilder()).add(*item)
+    for (bus, can_id), builder in by_id.items():
+        exact.setdefault(bus, {})[can_id] = (builder.build(),)
+    for (bus, pgn), items in by_pgn.items():
+        sources = {bound.entry.source for _, bound in items}
+        by_source: dict[int | None, Taps] = {}
+        for source in sources | {None}:
+            builder = _TapBuilder()
+            fitting = [item for item in items if item[1].entry.source in (None, source)]
+            for item in fitting:
+                builder.add(*item)
+            by_source[source] = (builder.build(),) if fitting else ()
+        pgns.setdefault(bus, {})[pgn] = by_source
+        exact.setdefault(bus, {})
+    return exact, pgns
+
+
+class _TapBuilder:
+    """Collects what is picked from one message, so that each signal is extracted once."""
+
+    def __init__(self) -> None:
+        self._fields: list[Field] = []
+        self._picks: list[Pick] = []
+
+    def add(self, take: Take, bound: Bound) -> None:
+        transform = compile_transform(
+            bound.field,
+            bound.entry,
+            bound.conversion,
+            datatype=bound.vss.datatype,
+            grid_deg=take.grid_deg,
+            quantum=take.quantum,
+        )
+        conditions = tuple(
+            (self._index(field), field.scale, field.offset, value)
+            for field, value in bound.conditions
+        )
+        self._picks.append(Pick(take, self._index(bound.field), transform, conditions))
+
+    def build(self) -> Tap:
+        return Tap(compile_extract(self._fields), tuple(self._picks))
+
+    def _index(self, field: Field) -> int:
+        if field not in self._fields:
+            self._fields.append(field)
+        return self._fields.index(field)
