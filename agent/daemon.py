@@ -8,6 +8,8 @@ Rules:
    disk.
  * Closing seals and stores the open batches within `STOP_S`, however full the bus is and whatever
    the broker does; nothing waits for the broker, the spool does.
+ * A CAN socket outlives the process: systemd keeps a copy of each, in which the kernel goes on
+   queueing frames, and hands it to the next process. A socket that no bus needs is closed for good.
  * Changed files are held against the policy in force before anything changes. Then what is made of
    them is new (consent, agent lane, readers of changed buses), and what carries something over
    stays: the store, the capture lane with its open batches, the connection to the broker.
@@ -16,6 +18,7 @@ Rules:
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Self
 
 from agent.config import Bus, Config
@@ -37,6 +40,7 @@ from agent.edge.gnss import GnssReader
 from agent.edge.pycan import PyCanReader
 from agent.edge.socketcan import SocketCanReader
 from agent.edge.store import Store
+from agent.edge.systemd import Unit
 from agent.edge.uplink import Connected, Uplink
 from agent.errors import AgentError, ConfigError
 from agent.parts import Parts
@@ -59,7 +63,14 @@ _log = logging.getLogger(__name__)
 class Daemon:
     """The three lanes of one vehicle. A context manager: leaving it ends them in order."""
 
-    def __init__(self, config: Config, parts: Parts, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        *,
+        clock: Clock | None = None,
+        unit: Unit | None = None,
+    ) -> None:
         """Open the store and build the lanes; `start` begins.
 
         Args:
@@ -67,11 +78,13 @@ class Daemon:
             parts: Its files, from `agent.parts`.
             clock: What the clocks say, the frames' times being on its wall clock; None: the
                 machine's.
+            unit: Keeps the CAN sockets over a restart; None: nobody does.
 
         Raises:
             StoreError: The state directory cannot be used.
         """
         self._config = config
+        self._unit = unit or Unit(None)
         self._store = Store.open(
             config.state.directory, newest_first=config.uplink.order == "newest"
         )
@@ -88,6 +101,8 @@ class Daemon:
         self._readers: dict[Source, Reader] = {}
         self._wire(parts)
         self._readers |= {_source(bus): self._reader(bus) for bus in config.bus}
+        for name in self._unit.drop_rest():
+            _log.info("socket not needed", extra={"kept": name})
         if self._store.set_aside is not None:
             _log.error("state was corrupt", extra={"set_aside": self._store.set_aside.name})
 
@@ -183,6 +198,8 @@ class Daemon:
         sources = {_source(bus): bus for bus in config.bus}
         gone = [self._readers.pop(source) for source in self._readers.keys() - sources.keys()]
         _end(gone)
+        for reader in gone:
+            self._unit.drop(_kept_as(reader.name))
         new = {source: self._reader(sources[source]) for source in sources.keys() - self._readers}
         self._filter(new.values())
         self._readers |= new
@@ -265,7 +282,13 @@ class Daemon:
 
     def _reader(self, bus: Bus) -> Reader:
         if bus.interface == "socketcan":
-            return SocketCanReader(bus.name, channel=bus.channel, sink=self.capture.put)
+            on_socket = partial(self._keep, _kept_as(bus.name))
+            reader = SocketCanReader(
+                bus.name, channel=bus.channel, sink=self.capture.put, on_socket=on_socket
+            )
+            if (descriptor := self._unit.take(_kept_as(bus.name))) is not None:
+                reader.adopt(descriptor)
+            return reader
         if bus.interface == "gnss":
             return GnssReader(
                 bus.name,
@@ -282,6 +305,12 @@ class Daemon:
             sink=self.capture.put,
         )
 
+    def _keep(self, name: str, descriptor: int | None) -> None:
+        if descriptor is None:
+            self._unit.drop(name)
+        else:
+            self._unit.keep(name, descriptor)
+
     def _on_batches(self, batches: list[Batch]) -> None:
         self._post(Batches(batches))
 
@@ -291,6 +320,11 @@ class Daemon:
                 self.agent.post(event)
             else:
                 self._held.append(event)
+
+
+def _kept_as(bus: str) -> str:
+    """Return the name under which systemd keeps a bus's socket."""
+    return f"can-{bus}"
 
 
 def _source(bus: Bus) -> Source:

@@ -70,7 +70,7 @@ def run(config: Config, *, reread: Callable[[], Config], first_policy: bytes | N
     parts = load_parts(config)
     _tell(parts.warnings)
     asked = _Asked()
-    with Daemon(config, parts) as daemon:
+    with Daemon(config, parts, unit=unit) as daemon:
         if first_policy is not None:
             _install(daemon, first_policy)
         asked.listen(daemon.wake)

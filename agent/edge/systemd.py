@@ -52,6 +52,8 @@ class Unit:
         """
         self._address = address
         self._inherited = inherited or []
+        # By name, what tells the kept descriptor from others.
+        self._kept = {name: _identity(descriptor) for name, descriptor in self._inherited}
         self.watchdog_s = watchdog_s
 
     @classmethod
@@ -106,16 +108,22 @@ class Unit:
         """Let systemd keep a descriptor over restarts and crashes.
 
         Args:
-            name: Of A-Z a-z 0-9 _ -; what was kept under it before is replaced.
+            name: Of A-Z a-z 0-9 _ -; another descriptor that was kept under it is replaced.
             descriptor: Stays ours; systemd gets a copy.
         """
-        self.drop(name)
+        identity = _identity(descriptor)
+        if self._kept.get(name) == identity:
+            return  # No moment without it: a crash may come at any time.
+        if name in self._kept:
+            self.drop(name)
+        self._kept[name] = identity
         # FDPOLL=0: without it systemd throws a socket away that reports an error, as a CAN socket
         # does when its interface goes down.
         self._tell("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=[descriptor])
 
     def drop(self, name: str) -> None:
         """Let systemd close what it keeps under a name."""
+        self._kept.pop(name, None)
         self._tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def take(self, name: str) -> int | None:
@@ -152,6 +160,11 @@ class Unit:
             )
             return False
         return True
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def _inherited(count: int, names: str) -> list[tuple[str, int]]:

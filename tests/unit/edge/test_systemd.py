@@ -63,22 +63,32 @@ def test_the_end_and_the_watchdog_are_told(unit: Unit, listener: socket.socket) 
     assert heard(listener) == ["WATCHDOG=1"]
 
 
-def test_a_kept_descriptor_replaces_its_forerunner_and_is_not_polled(
+def test_a_kept_descriptor_reaches_systemd_and_is_not_polled(
     unit: Unit, listener: socket.socket, tmp_path: Path
 ) -> None:
-    file = (tmp_path / "kept").open("wb")
-
-    with file:
+    with (tmp_path / "kept").open("wb") as file:
         unit.keep("can-body", file.fileno())
-        removed = heard(listener)
         message, descriptors, _, _ = socket.recv_fds(listener, 4096, 4)
         same = os.fstat(descriptors[0]).st_ino == os.fstat(file.fileno()).st_ino
         os.close(descriptors[0])
 
-    assert removed == ["FDSTOREREMOVE=1", "FDNAME=can-body"]
     assert message.decode().split("\n") == ["FDSTORE=1", "FDNAME=can-body", "FDPOLL=0"]
     assert len(descriptors) == 1
     assert same
+
+
+def test_what_is_kept_is_replaced_by_another_and_left_alone_when_it_is_the_same(
+    unit: Unit, listener: socket.socket, tmp_path: Path
+) -> None:
+    """At every moment systemd has it, for a crash may come at any."""
+    with (tmp_path / "a").open("wb") as first, (tmp_path / "b").open("wb") as second:
+        unit.keep("can-body", first.fileno())
+        unit.keep("can-body", first.fileno())
+        unit.keep("can-body", second.fileno())
+        unit.drop("can-body")
+        told = [heard(listener)[0] for _ in range(4)]
+
+    assert told == ["FDSTORE=1", "FDSTOREREMOVE=1", "FDSTORE=1", "FDSTOREREMOVE=1"]
 
 
 def test_without_systemd_every_call_does_nothing() -> None:
@@ -88,6 +98,7 @@ def test_without_systemd_every_call_does_nothing() -> None:
     unit.reloading()
     unit.stopping()
     unit.keep("can-body", 0)
+    unit.drop("can-body")
 
     assert not unit.is_there
     assert not unit.feed()

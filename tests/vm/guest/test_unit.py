@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.guest.vehicle import SETTINGS, Numbers, Vehicle, documented, install, sh, wait_for
+from agent.daemon import STOP_S
+from tests import car
+from tests.vm.guest.vehicle import (
+    MAX_AGE_S,
+    SETTINGS,
+    Numbers,
+    Vehicle,
+    documented,
+    install,
+    sh,
+    wait_for,
+)
 
 RUN_S = 3.0
 
@@ -50,7 +61,7 @@ def _shipped_unit() -> Iterator[None]:
 def first(vehicle: Vehicle) -> int:
     """The number that a test begins with; each its own million."""
     sh("systemctl reset-failed consentry; systemctl start consentry")
-    return (max(vehicle.numbers(), default=0) // 1_000_000 + 1) * 1_000_000
+    return next(vehicle.millions) * 1_000_000
 
 
 def test_what_is_installed_is_where_it_belongs(installed: None) -> None:  # noqa: ARG001
@@ -105,6 +116,105 @@ def test_it_runs_without_rights_and_sees_little(vehicle: Vehicle) -> None:
     assert list((process / "root" / "home").iterdir()) == []
     assert not (process / "root" / "src").exists()
     assert not (process / "root" / "run" / "dbus").exists()
+
+
+def test_a_restart_loses_no_frame(vehicle: Vehicle, first: int) -> None:
+    """At 2,000 frames a second: what comes while nobody runs waits in the kernel."""
+    with Numbers(first) as numbers:
+        time.sleep(1)
+        for _ in range(2):
+            sh("systemctl restart consentry")
+            time.sleep(2)
+
+    assert vehicle.await_last(numbers) == list(range(first, numbers.next))
+    assert vehicle.log().count("bus open bus=body kept=True") >= 2
+
+
+def test_a_kill_loses_what_the_process_held_and_nothing_that_the_kernel_held(
+    vehicle: Vehicle, first: int
+) -> None:
+    """At 2,000 frames a second. Samples of at most the open batch's age are gone, in one piece."""
+    with Numbers(first) as numbers:
+        time.sleep(2)
+        dying = vehicle.pid
+        os.kill(dying, signal.SIGKILL)
+        wait_for("the death", lambda: not Path(f"/proc/{dying}/exe").exists())
+        sent_at_death = numbers.next
+        time.sleep(5)
+    came = vehicle.await_last(numbers)
+    lost = sorted(set(range(first, numbers.next)) - set(came))
+
+    sys.stdout.write(f"lost over kill -9: {len(lost)} of {numbers.next - first}")
+    assert vehicle.pid != dying
+    assert came == sorted(set(came))
+    assert lost == list(range(lost[0], lost[0] + len(lost)))
+    assert lost[-1] < sent_at_death
+    assert len(lost) < 2000 * (MAX_AGE_S + 1.5)
+
+
+def test_a_socket_stays_kept_while_its_interface_is_down(vehicle: Vehicle, first: int) -> None:
+    """An error on a socket makes systemd forget it, but for FDPOLL=0."""
+    sh("ip link set vcan0 down; sleep 1; ip link set vcan0 up")
+    with Numbers(first) as numbers:
+        sh("systemctl restart consentry")
+        time.sleep(1)
+
+    assert vehicle.await_last(numbers) == list(range(first, numbers.next))
+    assert vehicle.show("NFileDescriptorStore") == "1"
+
+
+def test_without_a_live_grant_no_socket_is_kept(vehicle: Vehicle, first: int) -> None:
+    before = vehicle.show("NFileDescriptorStore")
+    vehicle.revoke()
+    wait_for("the end of the socket", lambda: vehicle.show("NFileDescriptorStore") == "0")
+    listening = sh("cat /proc/net/can/rcvlist_*")
+    vehicle.consent(grant_id="g2")
+    with Numbers(first) as numbers:
+        time.sleep(1)
+
+    assert before == "1"
+    assert " raw" not in listening
+    assert vehicle.await_last(numbers) == list(range(first, numbers.next))
+
+
+def test_a_reload_takes_up_a_mapping_and_refuses_a_wrong_one(vehicle: Vehicle, first: int) -> None:
+    pid = vehicle.pid
+    with Numbers(first) as numbers:
+        (SETTINGS / "vehicle.vspec").write_bytes(b"no: [mapping")
+        sh("systemctl reload consentry")
+        wait_for("the refusal", lambda: "error: reload refused" in vehicle.log())
+        (SETTINGS / "vehicle.vspec").write_bytes(car.MAPPING + b"# new\n")
+        sh("systemctl reload consentry")
+        wait_for("the reload", lambda: "info: reloaded" in vehicle.log())
+        time.sleep(1)
+
+    assert vehicle.await_last(numbers) == list(range(first, numbers.next))
+    assert vehicle.pid == pid
+    assert vehicle.show("ActiveState") == "active"
+
+
+def test_a_stop_under_full_load_and_a_broker_that_hangs_is_in_time(
+    vehicle: Vehicle, first: int
+) -> None:
+    """And what the process had read is stored: nothing is missing before the last that came."""
+    broker = int(sh("pgrep -x mosquitto"))
+    with Numbers(first, per_s=8000) as numbers:
+        time.sleep(RUN_S)
+        os.kill(broker, signal.SIGSTOP)
+        begun_at = numbers.next
+        begun_s = time.monotonic()
+        sh("systemctl stop consentry")
+        took_s = time.monotonic() - begun_s
+    os.kill(broker, signal.SIGCONT)
+    sh("systemctl start consentry")
+    wait_for("what was stored", lambda: vehicle.numbers(begun_at) != [])
+    wait_for("the spool's end", lambda: vehicle.is_quiet(2.0))
+    came = vehicle.numbers(first)
+
+    sys.stdout.write(f"stopped in {took_s:.1f} s at {len(came) / RUN_S:.0f} frames/s")
+    assert took_s < STOP_S
+    assert vehicle.show("Result") == "success"
+    assert came == list(range(first, first + len(came)))
 
 
 def test_a_process_that_stands_is_ended_by_the_watchdog_and_started_again(

@@ -1,5 +1,6 @@
 """A vehicle in the guest as docs/install.md sets it up: program, unit, broker; and its bus."""
 
+import itertools
 import shutil
 import socket
 import struct
@@ -16,6 +17,7 @@ from tests import car, docs
 from tests.cloud import VEHICLE, Cloud
 
 WAIT_S = 30.0
+MAX_AGE_S = 1.0
 SETTINGS = Path("/etc/consentry")
 SOURCE = Path("/src")
 PATH = "Vehicle.TraveledDistance"
@@ -76,6 +78,8 @@ class Vehicle:
 
     def __init__(self, folder: Path) -> None:
         self.started = ""
+        self.millions = itertools.count(1)
+        self._opened: dict[bytes, list[Sample]] = {}
         self.cloud = Cloud()
         self.cloud.now_s = int(time.time())
         self.broker = Broker(folder / "broker")
@@ -96,9 +100,9 @@ class Vehicle:
         sh(f"cd {settings}; {install_files}")
         self.found = sh(check)
 
-    def configure(self, *, max_age_s: float = 1.0) -> None:
+    def configure(self) -> None:
         (SETTINGS / "agent.toml").write_text(
-            TOML.format(vehicle=VEHICLE, port=self.broker.port, max_age_s=max_age_s)
+            TOML.format(vehicle=VEHICLE, port=self.broker.port, max_age_s=MAX_AGE_S)
         )
 
     def close(self) -> None:
@@ -115,20 +119,35 @@ class Vehicle:
         push(self.broker, token)
         wait_for("the answer", lambda: self.answers() > before)
 
+    def revoke(self) -> None:
+        """Withdraw the grant."""
+        push(self.broker, self.cloud.revoke("g1"))
+
+    def is_quiet(self, for_s: float) -> bool:
+        """Whether no message comes for so long."""
+        before = len(self.auditor.seen())
+        time.sleep(for_s)
+        return len(self.auditor.seen()) == before
+
     def answers(self) -> int:
         return sum(item.topic.endswith("/policy/ack") for item in self.auditor.seen())
 
     def samples(self) -> list[Sample]:
         """Return what reached the recipient, without repeated envelopes, by time."""
-        envelopes = dict.fromkeys(
-            item.payload for item in self.auditor.seen() if "/data/" in item.topic
-        )
-        found = [s for e in envelopes for s in self.cloud.open(e).samples("fleet")]
+        for item in self.auditor.seen():
+            if "/data/" in item.topic and item.payload not in self._opened:
+                self._opened[item.payload] = list(self.cloud.open(item.payload).samples("fleet"))
+        found = [sample for samples in self._opened.values() for sample in samples]
         return sorted(found, key=lambda sample: sample.t_ns)
 
     def numbers(self, since: int = 0) -> list[int]:
         """Return the numbers that reached the recipient, from one on, in order of time."""
         return [int(s.value) for s in self.samples() if s.path == PATH and s.value >= since]
+
+    def await_last(self, numbers: "Numbers") -> list[int]:
+        """Wait until the last number has come; return all that came of them."""
+        wait_for("the last number", lambda: self.numbers(numbers.first)[-1:] == [numbers.next - 1])
+        return self.numbers(numbers.first)
 
     @property
     def pid(self) -> int:
