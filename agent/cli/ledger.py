@@ -24,6 +24,7 @@ from agent.edge.ledger import read_entries, replay_all
 from agent.errors import EXIT_FAILED, EnvelopeRejected, LedgerError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_LONG = re.compile(r"[0-9a-f]{64}|[A-Za-z0-9_-]{65,}", re.ASCII)  # Hashes and checkpoints.
 _HEAD = re.compile(r"(\d{1,15}):([0-9a-f]{64})", re.ASCII)
 
 Heads = list[tuple[int, bytes, str]]  # Size, root, and who says so.
@@ -79,7 +80,7 @@ def command() -> None:
 @click.option("--event", "events", multiple=True, type=click.Choice(list(EVENTS)), metavar="NAME")
 @click.option("--json", "as_json", is_flag=True)
 def show(*, state: Path, since: float, events: tuple[str, ...], as_json: bool) -> int:
-    """Print what happened, a line for each entry.
+    """Print what happened, a line for each entry; hashes are shortened, in --json they are whole.
 
     Lines that do not hold are named on stderr, the others are printed all the same; the exit
     status is 1 then.
@@ -193,8 +194,11 @@ def _shown(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}:{item}" for key, item in value.items()) or "-"
     if isinstance(value, list):
-        return ",".join(value) or "-"
-    return str(value)
+        hashes = [item for item in value if _LONG.fullmatch(item)]
+        return f"{len(hashes)} hashes" if hashes else ",".join(value) or "-"
+    text = str(value)
+    # For people; --json has all of it.
+    return f"{text[:12]}…" if _LONG.fullmatch(text) else text
 
 
 def _time(t_s: int) -> str:

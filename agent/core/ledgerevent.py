@@ -19,8 +19,8 @@ from agent.core.strictjson import MAX_INTEGER
 Fact = int | str | list[str] | dict[str, int]
 
 _WORD = re.compile(r"[a-z]{1,24}(-[a-z]{1,24}){0,4}", re.ASCII)
-_VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){2}([a-z.+-]{1,8}\d{0,4}){0,2}", re.ASCII)
-_BOOT_ID = re.compile(r"(unnamed-)?[0-9a-f-]{32,36}", re.ASCII)
+_VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){2}([a-z.+-][a-z0-9.+-]{0,30})?", re.ASCII)
+_BOOT_ID = re.compile(r"[a-z0-9-]{8,64}", re.ASCII)
 _CHECK = re.compile(r"[0-9a-f]{8}", re.ASCII)
 _SIGNED = re.compile(r"[A-Za-z0-9_-]{40,2000}", re.ASCII)
 

@@ -119,6 +119,20 @@ def test_a_word_holds_no_digit(text: str) -> None:
         assert re.fullmatch("[a-z-]+", text)
 
 
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("version", "0.1.0"),
+        ("version", "12.0.3rc1"),
+        ("version", "0.2.0.dev4+gdf99a6d"),
+        ("boot", "0f3b6a521c1e4a579d3e7a2b5d1c9e00"),
+        ("boot", "unnamed-0f3b6a52-1c1e-4a57-9d3e-7a2b5d1c9e00"),
+    ],
+)
+def test_whatever_names_a_version_or_a_boot_can_be_written(fact: str, value: str) -> None:
+    line(1, "started", **{**facts("started"), fact: value})
+
+
 def test_a_refusal_to_take_a_fact_does_not_repeat_its_value() -> None:
     with pytest.raises(ValueError, match="reason of stopped") as caught:
         event(T_NS, "stopped", reason="WVWZZZ1JZXW000001")
