@@ -13,6 +13,7 @@ from agent.cloud.keys import (
     recipient_private,
     save_key,
 )
+from agent.cloud.trust import trust_file
 from agent.core.cose import DeviceKey, device_key
 from agent.core.jws import Trust, parse_trust
 from tests import car
@@ -32,7 +33,7 @@ class Cloud:
 
     @property
     def trust(self) -> Trust:
-        return parse_trust(cloud_policy.trust_file(self.signer))
+        return parse_trust(trust_file(self.signer))
 
     @property
     def device(self) -> DeviceKey:
@@ -100,4 +101,4 @@ class Cloud:
     def write_files(self, folder: Path) -> None:
         """Write trust file and device key as an installer would."""
         save_key(folder / "device.jwk", self.device_jwk)
-        (folder / "trust.json").write_bytes(cloud_policy.trust_file(self.signer))
+        (folder / "trust.json").write_bytes(trust_file(self.signer))

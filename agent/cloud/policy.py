@@ -16,7 +16,6 @@ from copy import deepcopy
 from typing import Any
 
 from agent.cloud.signing import encode, kid_of, public_half, sign
-from agent.cloud.trust import trust_file
 from agent.core.catalogue import Catalogue
 from agent.core.jwk import P256
 from agent.core.jws import POLICY_TYP
@@ -24,21 +23,6 @@ from agent.core.policy import parse_policy
 from agent.core.recipient import SEAL_ALG
 from agent.core.strictjson import shown
 from agent.errors import AgentError
-
-__all__ = [
-    "DAY_S",
-    "Document",
-    "grant",
-    "new_policy",
-    "next_version",
-    "pause",
-    "recipient",
-    "resume",
-    "revoke",
-    "sign_policy",
-    "take_over",
-    "trust_file",
-]
 
 DAY_S = 86_400
 

@@ -7,8 +7,8 @@ Rules:
  * Only what is given counts: an active grant that has not ended and that no restriction holds. So a
    grant that comes back from a pause is more, and one under a restriction is nothing.
  * A grant goes by its `grant_id`: the same scopes under another id are more.
- * A policy's own `exp` is a lease that its platform renews. It is the end of a grant only where the
-   grant names none.
+ * A policy's own `nbf` and `exp` are a lease that its platform renews. They are those of a grant
+   only where it names none.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -207,7 +207,7 @@ def _has_more_keys(old: tuple[Grant, Policy], new: tuple[Grant, Policy]) -> bool
 
 
 def _start_s(grant: Grant, policy: Policy) -> int:
-    return max(grant.nbf_s or 0, policy.nbf_s or 0)
+    return (policy.nbf_s if grant.nbf_s is None else grant.nbf_s) or 0
 
 
 def _end_s(grant: Grant, policy: Policy) -> int | None:

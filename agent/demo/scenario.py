@@ -29,6 +29,7 @@ from agent.cloud.keys import (
     save_key,
 )
 from agent.cloud.receiver import BrokerAddress, Receiver, Rejected, publish_policy
+from agent.cloud.trust import trust_file
 from agent.config import parse_config
 from agent.control.agent import POLICY_NEXT_S
 from agent.core.catalogue import Catalogue
@@ -200,7 +201,7 @@ class Story:
     ) -> Daemon:
         """Write the vehicle's files as an installer would, and start the agent on them."""
         save_key(folder / "device.jwk", self._device)
-        (folder / "trust.json").write_bytes(cloud_policy.trust_file(self._signer))
+        (folder / "trust.json").write_bytes(trust_file(self._signer))
         broker.write_client("demo-vehicle", folder)
         settings = {
             "vehicle": {"id": VEHICLE, "trust": "trust.json"},

@@ -13,7 +13,8 @@ import pytest
 
 import agent.cli
 from agent.cli.main import run
-from agent.cloud.policy import sign_policy, trust_file
+from agent.cloud.policy import sign_policy
+from agent.cloud.trust import trust_file
 from tests.policydoc import T0_S, catalogue, example, private_jwk
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,6 +8,7 @@ from jwcrypto.jwk import JWK
 from jwcrypto.jws import JWS
 
 from agent.cloud import policy as cloud
+from agent.cloud.trust import trust_file
 from agent.core.admission import Admission, InForce, admit
 from agent.core.jws import MAX_POLICY_BYTES, parse_trust, verify_policy_jws
 from agent.core.policy import GrantState, Policy, parse_policy
@@ -90,7 +91,7 @@ def test_a_signed_policy_verifies_here_and_elsewhere(alg: str) -> None:
 
     token = cloud.sign_policy(document(), key, catalogue=catalogue())
 
-    trusted = parse_trust(cloud.trust_file(key))
+    trusted = parse_trust(trust_file(key))
     payload = verify_policy_jws(token.encode(), trusted)
     assert (
         admit(
@@ -116,7 +117,7 @@ def test_exact_bytes_are_signed_as_they_are() -> None:
 
     token = cloud.sign_policy(data, key)
 
-    assert verify_policy_jws(token.encode(), parse_trust(cloud.trust_file(key))) == data
+    assert verify_policy_jws(token.encode(), parse_trust(trust_file(key))) == data
 
 
 def test_the_name_of_the_key_may_be_given_apart_from_it() -> None:
@@ -125,7 +126,7 @@ def test_the_name_of_the_key_may_be_given_apart_from_it() -> None:
 
     token = cloud.sign_policy(document(), bare, kid="policy-es256", alg="ES256")
 
-    assert verify_policy_jws(token.encode(), parse_trust(cloud.trust_file(key)))
+    assert verify_policy_jws(token.encode(), parse_trust(trust_file(key)))
 
 
 def test_what_a_vehicle_would_refuse_is_not_signed_where_the_catalogue_is_given() -> None:
@@ -177,13 +178,13 @@ def test_a_key_that_cannot_sign_is_refused_without_being_shown(
 @pytest.mark.parametrize("key", [{}, {"kid": "a"}, {"kid": "a", "alg": "EdDSA"}, FLEET | {"x": 1}])
 def test_a_key_that_cannot_be_trusted_is_refused(key: dict[str, Any]) -> None:
     with pytest.raises(KeyFileError):
-        cloud.trust_file(key)
+        trust_file(key)
 
 
 def test_the_trust_file_holds_no_private_key() -> None:
     keys = [private_jwk(alg) for alg in ALGS]
 
-    data = cloud.trust_file(*keys)
+    data = trust_file(*keys)
 
     assert list(parse_trust(data).keys) == ["policy-eddsa", "policy-es256"]
     assert all(key["d"].encode() not in data for key in keys)

@@ -105,9 +105,9 @@ def every_scope(*words: str) -> dict[tuple[str, str], Any]:
         (of_grant(0, exp=T0_S + 7_785_601), every_scope("exp")),
         (lambda d: d["grants"][0].pop("exp") and d.update(exp=T0_S + 10**8), every_scope("exp")),
         (lambda d: d.update(nbf=T0_S - 1), {}),
-        (of_grant(0, nbf=T0_S - 1), {}),
+        (of_grant(0, nbf=T0_S - 1), every_scope("nbf")),
         (
-            lambda d: (d.update(nbf=T0_S - 1), d["grants"][0].update(nbf=T0_S - 1)),
+            lambda d: (d.update(nbf=T0_S - 1), d["grants"][0].pop("nbf")),
             every_scope("nbf"),
         ),
         (of_grant(0, retention="P31D"), every_scope("retention")),
@@ -418,7 +418,7 @@ def answers(document: Document, grant: Document) -> Iterator[Any]:
         return
     recipient = document["recipients"][grant["recipient"]]
     readers = [(recipient["name"], key["kid"], key["jwk"]["x"]) for key in recipient["keys"]]
-    start = max(document["nbf"], grant.get("nbf", 0))
+    start = grant.get("nbf", document["nbf"])
     end = grant.get("exp", document["exp"])
     days = DAYS[grant.get("retention", "P30D")]
     whens = [
