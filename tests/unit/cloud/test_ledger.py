@@ -110,7 +110,7 @@ def test_a_proof_counts_with_the_device_s_signature_only() -> None:
 def test_an_honest_vehicle_gives_no_finding_in_whatever_order_envelopes_come() -> None:
     witness = Witness()
 
-    for n, size in [(3, 9), (1, 2), (2, 2), (5, 12), (4, 9), (4, 9)]:
+    for n, size in [(3, 9), (2, 2), (1, 2), (5, 12), (4, 9), (4, 9)]:
         assert witness.see_envelope(named(size, n)) == []
     for size in (2, 9, 9, 12, 20, 12):
         assert witness.see_checkpoint(checkpoint(size)) == []
@@ -139,11 +139,22 @@ def test_a_head_that_goes_back_within_a_grant_is_found(order: tuple[tuple[int, i
     assert found == [Finding("back", 5, 9)]
 
 
+def test_a_head_that_goes_back_is_held_against_its_neighbours() -> None:
+    witness = Witness()
+    for n, size in [(1, 3), (2, 9), (5, 20), (6, 21)]:
+        witness.see_envelope(named(size, n))
+
+    assert witness.see_envelope(named(8, 3)) == [Finding("back", 8, 9)]
+    assert witness.see_envelope(named(25, 4)) == [Finding("back", 20, 25)]
+
+
 def test_a_checkpoint_that_goes_back_is_found() -> None:
     witness = Witness()
-    witness.see_checkpoint(checkpoint(9))
+    for size in (2, 4, 9):
+        assert witness.see_checkpoint(checkpoint(size)) == []
 
     assert witness.see_checkpoint(checkpoint(5)) == [Finding("back", 5, 9)]
+    assert witness.see_checkpoint(checkpoint(4)) == []
 
 
 def test_a_new_generation_is_told_once_and_both_may_be_seen_then() -> None:

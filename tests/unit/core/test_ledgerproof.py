@@ -37,6 +37,15 @@ def test_a_proof_comes_back_from_its_json_and_holds(proof: Inclusion | Consisten
     assert (entry.n if entry else None) == (4 if proof is INCLUSION else None)
 
 
+def test_the_first_entry_and_the_empty_ledger_can_be_proven() -> None:
+    first = Inclusion(0, LINES[0], 10, TREE.root(10), TREE.inclusion(0, 10), None)
+    empty = Consistency(0, TREE.root(0), 10, TREE.root(10), (), None)
+
+    for proof in (first, empty):
+        assert parse_proof(encode_proof(proof).encode()) == proof
+        assert verify_proof(proof)[1] is None
+
+
 def changed(proof: Inclusion | Consistency, **members: Any) -> bytes:
     return json.dumps({**json.loads(encode_proof(proof)), **members}).encode()
 
