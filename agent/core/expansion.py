@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
+from agent.core.aggregate import Aggregate
 from agent.core.catalogue import Catalogue
 from agent.core.constraint import Constraints
 from agent.core.policy import DEFAULT_RETENTION_S, Detail, Grant, GrantState, Policy
@@ -237,10 +238,13 @@ def _are_joined(scope: str, now: Iterable[tuple[str, ...]], was: Iterable[tuple[
 
 def _looser(now: Constraints, was: Constraints) -> tuple[str, ...]:
     """Return the names of the constraints that allow more."""
+    # Between two aggregates the interval is that of their windows, and says nothing by itself.
+    known = {"min_interval_ns"} if now.aggregate is not None and was.aggregate is not None else ()
     return tuple(
         _NAMES.get(field.name, field.name)
         for field in fields(Constraints)
-        if (after := getattr(now, field.name)) != (before := getattr(was, field.name))
+        if field.name not in known
+        and (after := getattr(now, field.name)) != (before := getattr(was, field.name))
         and _IS_LOOSER.get(field.name, _is_different)(after, before)
     )
 
@@ -253,6 +257,16 @@ def _is_finer(now: float | None, was: float | None) -> bool:
 def _are_wider(now: TimeWindows | None, was: TimeWindows | None) -> bool:
     """Whether windows are open at other times; None is always."""
     return was is not None and (now is None or not now.are_within(was))
+
+
+def _tells_more(now: Aggregate | None, was: Aggregate | None) -> bool:
+    """Whether an aggregate, or samples in its place, tell more.
+
+    Windows begin at multiples of their length, so each of n times the length is made of whole ones.
+    """
+    if now is None or was is None:
+        return now is not was
+    return not set(now.functions) <= set(was.functions) or now.window_ms % was.window_ms != 0
 
 
 def _is_different(now: object, was: object) -> bool:
@@ -268,5 +282,6 @@ _IS_LOOSER: Mapping[str, Callable[[Any, Any], bool]] = MappingProxyType(
         "precise": lambda now, was: now and not was,
         "once": lambda now, was: was and not now,
         "windows": _are_wider,
+        "aggregate": _tells_more,
     }
 )

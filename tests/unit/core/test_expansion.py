@@ -150,6 +150,10 @@ def every_scope(*words: str) -> dict[tuple[str, str], Any]:
         ),
         (of_scope("read_speedometer"), {("gr_01JD", "read_speedometer"): ("quantum",)}),
         (of_scope("read_fuel"), {FUEL: ("once",)}),
+        (
+            of_scope("read_odometer", aggregate={"window_s": 60, "fn": ["last"]}),
+            {("gr_01JD", "read_odometer"): ("aggregate",)},
+        ),
     ],
 )
 def test_what_is_more_is_named(change: Change, expected: dict[tuple[str, str], Any]) -> None:
@@ -344,7 +348,11 @@ CONSTRAINTS: dict[str, list[dict[str, Any]]] = {
         {"min_interval_s": 10, "grid_deg": 0.02},
         {"min_interval_s": 600},
     ],
-    "read_odometer": [{}, {"quantum": 1000}, {"quantum": 100, "min_interval_s": 0}, {"once": True}],
+    "read_odometer": [
+        *({}, {"quantum": 1000}, {"quantum": 100, "min_interval_s": 0}, {"once": True}),
+        *({"aggregate": {"window_s": length, "fn": ["max"]}} for length in (60, 90, 120)),
+        {"aggregate": {"window_s": 60, "fn": ["count", "max"]}},
+    ],
     "read_fuel": [
         *({}, {"quantum": 5}, {"min_interval_s": 5}),
         *({"windows": [window]} for window in WINDOWS),
@@ -432,6 +440,8 @@ def answers(document: Document, grant: Document) -> Iterator[Any]:
         limits = {**SCOPES[scope], **detail.get("constraints", {})}
         if limits.pop("precise", False):
             limits.pop("grid_deg", None)
+        if aggregate := limits.get("aggregate"):
+            limits["min_interval_s"] = aggregate["window_s"]
         hows = [
             *(("every", s) for s in (0, 5, 10, 60, 600) if s >= limits.get("min_interval_s", 0)),
             *(("step", q) for q in (0, 5, 100, 1000) if q >= limits.get("quantum", 0)),
@@ -444,6 +454,13 @@ def answers(document: Document, grant: Document) -> Iterator[Any]:
                 if scope in pair
             ),
             *(("on", moment) for moment in open_at(limits.get("windows"))),
+            *(("sample",) for _ in range(aggregate is None)),
+            *(
+                ("window", fn, length)
+                for fn in (aggregate or {"fn": ()})["fn"]
+                for length in (60, 90, 120, 180, 360)
+                if length % aggregate["window_s"] == 0
+            ),
             ("at all",),
         ]
         for reader, how in product(readers, [*whens, *hows]):
