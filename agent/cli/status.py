@@ -15,8 +15,11 @@ from agent.core.telling import moment, span
 
 _COLOURS = {
     **dict.fromkeys(("active", "up", "known", "ok"), "green"),
-    **dict.fromkeys(("paused", "pending", "closed", "not known"), "yellow"),
-    **dict.fromkeys(("revoked", "expired", "down", "dead", "none", "stopped"), "red"),
+    **dict.fromkeys(("paused", "pending", "idle", "warning", "not known"), "yellow"),
+    **dict.fromkeys(
+        ("revoked", "expired", "down", "missing", "passive", "off", "dead", "none", "stopped"),
+        "red",
+    ),
 }
 _GAP = "  "
 
@@ -62,8 +65,8 @@ def drawn(status: StatusReport) -> Iterable[str]:
     yield _row("spool", _count(envelopes, "envelope"), _size(size))
     lanes = (f"{lane.name} {_shown('ok' if lane.is_alive else 'dead')}" for lane in status.lanes)
     yield _row("lanes", ", ".join(lanes))
-    if status.counts:
-        counts = (f"{name.replace('_', ' ')} {n:,}" for name, n in sorted(status.counts.items()))
+    counts = [f"{name.replace('_', ' ')} {n:,}" for name, n in sorted(status.counts.items()) if n]
+    if counts:
         yield _row("so far", ", ".join(counts))
     yield ""
     yield from _table(

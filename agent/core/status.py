@@ -5,7 +5,7 @@ names. Times are s since the epoch.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from agent.errors import AgentError
@@ -24,7 +24,7 @@ class BusStatus:
     """One CAN bus.
 
     Attributes:
-        state: `up`, `down`, or `closed` while no live grant needs it.
+        state: As `agent.core.bushealth` names it: active, idle without a live grant, down, ...
         frames: Handed over since the start.
         reconnects: How often it was lost.
     """
@@ -129,7 +129,8 @@ class StatusReport:
 
     def members(self) -> dict[str, Any]:
         """Return it as JSON members."""
-        return asdict(self)
+        # asdict makes nonsense of a Counter, which the counts may be.
+        return asdict(replace(self, counts=dict(self.counts)))
 
 
 def parse_status(members: Mapping[str, Any]) -> StatusReport:

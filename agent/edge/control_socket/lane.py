@@ -239,7 +239,13 @@ class ControlSocket:
 
     def _post(self, client: _Client, reply: Mapping[str, Any]) -> None:
         """Leave a reply for the lane; called in any thread."""
-        self._replies.put((client, _line(reply)))
+        try:
+            line = _line(reply)
+        except (TypeError, ValueError):
+            # A fault of ours, and no reason for whoever answers to die of a question.
+            _log.exception("answer cannot be told")
+            line = _line({"error": "the answer cannot be told", "hint": "the agent's log says why"})
+        self._replies.put((client, line))
         self._wake()
 
     def _refuse(self, client: _Client, message: str, hint: str | None) -> None:

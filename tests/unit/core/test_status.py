@@ -1,6 +1,8 @@
 """How the agent is, over JSON and back."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +61,12 @@ def told() -> dict[str, Any]:
 
 def test_a_report_survives_the_socket() -> None:
     assert parse_status(told()) == REPORT
+
+
+def test_counts_may_be_a_counter() -> None:
+    counted = replace(REPORT, counts=Counter(REPORT.counts))
+
+    assert json.loads(json.dumps(counted.members())) == told()
 
 
 def test_a_report_without_a_policy_does_too() -> None:

@@ -168,6 +168,19 @@ def test_a_silent_agent_is_told_of_and_its_late_answer_ignored(folder: Path) -> 
     late[0].answer({"later": True})  # The lane is closed: nothing happens.
 
 
+@pytest.mark.parametrize("members", [{"a": object()}, {"a": float("nan")}, {(1, 2): "a"}])
+def test_an_answer_that_is_no_json_is_told_as_our_fault_and_nobody_dies(
+    folder: Path, members: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        listening(folder / "s", lambda a: a.answer(members)),
+        pytest.raises(AskRefused, match="cannot be told"),
+    ):
+        ask(folder / "s", Status())
+
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
 def test_an_answer_larger_than_the_socket_buffer_arrives_whole(folder: Path) -> None:
     text = "x" * 2_000_000
     with listening(folder / "s", lambda a: a.answer({"text": text})):
