@@ -284,12 +284,16 @@ def _result_steps(facts: TakeFacts, take: Take, since: str) -> Iterator[Step]:
         text = f"{_count(facts.taken, 'sample')} {since}{when}"
         yield Step("taken", Finding.NOTE, text, take.grant_id)
     if facts.thinned:
-        text = f"{_count(facts.thinned, 'value')} let go by the time rule"
+        text = f"{_count(facts.thinned, 'value')} {_thinned(take)}{_last(facts.last_thinned_ns)}"
         yield Step("thinned", Finding.NOTE, text, take.grant_id)
     for reason, count in (facts.drops or {}).items():
         when = _last(facts.last_dropped_ns) if reason == facts.last_drop else ""
         text = f"{_count(count, 'value')} dropped: {reason}{when}"
         yield Step("blocked", Finding.NOTE, text, take.grant_id)
+
+
+def _thinned(take: Take) -> str:
+    return "let go by the time rule" if take.fn is None else "entered a window or were let go"
 
 
 def _last(at_ns: int | None) -> str:

@@ -70,6 +70,7 @@ class TakeFacts:
     Attributes:
         drops: Reason → how many values.
         last_taken_ns: Time of the last sample, ns since the epoch.
+        last_thinned_ns: When the time rule last let a value go.
         last_dropped_ns: Time of the last value that was dropped.
         last_drop: Why it was.
     """
@@ -78,6 +79,7 @@ class TakeFacts:
     thinned: int = 0
     drops: Mapping[str, int] | None = None
     last_taken_ns: int | None = None
+    last_thinned_ns: int | None = None
     last_dropped_ns: int | None = None
     last_drop: str | None = None
 
@@ -124,6 +126,10 @@ def facts_of(counts: Mapping[tuple[str, str], TakeCounts]) -> dict[tuple[str, st
             taken=item.taken,
             thinned=item.thinned,
             drops={drop.value: count for drop, count in item.drops.items()},
+            last_taken_ns=item.sampled_ns,
+            last_thinned_ns=item.thinned_ns,
+            last_dropped_ns=item.dropped_ns,
+            last_drop=None if item.dropped_for is None else item.dropped_for.value,
         )
         for key, item in counts.items()
     }

@@ -502,7 +502,27 @@ def test_the_pipelines_own_counts_are_what_is_told() -> None:
 
     found = explain(DOOR, replace(made, facts=facts_of(pipeline.counts())))
 
-    assert step(found, "taken").text.startswith("2 samples since the start")
-    assert step(found, "thinned").text.startswith("1 value let go by the time rule")
-    assert step(found, "blocked").text.startswith("1 value dropped: the raw value has a name")
+    said = "since the start, the last 2026-11-25 09:"
+    assert step(found, "taken").text == f"2 samples {said}46 UTC"
+    assert step(found, "thinned").text == (
+        "1 value let go by the time rule, the last 2026-11-25 09:46 UTC"
+    )
+    assert step(found, "blocked").text == (
+        "1 value dropped: the raw value has a name instead of a measurement, "
+        "the last 2026-11-25 09:46 UTC"
+    )
+    assert found.verdict == "leaves the vehicle for r-g (grant g)"
+
+
+def test_an_aggregate_is_one_story_however_many_functions_it_has() -> None:
+    aggregate = {"aggregate": {"window_s": 60, "fn": ["min", "max"]}}
+    made = view(car.policy({"g": {"read_odometer": aggregate}}))
+    pipeline = Pipeline(made.plan)
+    pipeline.feed([car.odometer(NOW_S * 1000 + 1000 * i, i) for i in range(100)])
+
+    found = explain(ODOMETER, replace(made, facts=facts_of(pipeline.counts())))
+
+    assert step(found, "constraint").text == "only min, max of every 60 s"
+    assert [s.name for s in found.steps].count("taken") == 1
+    assert step(found, "thinned").text.startswith("100 values entered a window or were let go")
     assert found.verdict == "leaves the vehicle for r-g (grant g)"
