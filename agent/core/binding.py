@@ -4,6 +4,7 @@ Rules:
  * Never a guess: a name that no DBC of the bus knows, or that means several signals, disables its
    entry, and the warning names the candidates. So does a unit that does not convert to the
    catalogue's.
+ * A path that is made of what stands for one of a stricter class is set aside, see `lineage`.
  * Paths outside the catalogue cannot be granted: they are counted, not bound.
  * The same signal with the same layout from two DBC files is one signal.
 """
@@ -16,6 +17,7 @@ from agent.core.catalogue import Catalogue, Scope
 from agent.core.catalogue import Signal as VssSignal
 from agent.core.dbc import DbcFile
 from agent.core.decode import Field, field_of
+from agent.core.lineage import laxer
 from agent.core.mapping import Entry, VehicleMapping
 from agent.core.model import CAN_EFF_FLAG
 from agent.core.transform import is_numeric
@@ -122,6 +124,10 @@ def bind(
             except _Unusable as exc:
                 disabled[entry.path] = str(exc)
                 warnings.append(f"{entry.path} is not taken: {exc}")
+    for path, why in laxer(bound, catalogue).items():
+        disabled[path] = why
+        warnings.append(f"{path} is not taken: {why}")
+    bound = [item for item in bound if item.vss.path not in disabled]
     return Binding(tuple(bound), disabled, tuple(outside), tuple(dict.fromkeys(warnings)))
 
 

@@ -16,17 +16,9 @@ from dataclasses import dataclass
 
 from agent.core.binding import Binding, Bound
 from agent.core.catalogue import Catalogue
-from agent.core.gate import (
-    SOURCE_MASK,
-    Pick,
-    Tap,
-    Taps,
-    compile_gate,
-    is_j1939_id,
-    is_pdu1,
-    pgn_of,
-)
+from agent.core.gate import Pick, Tap, Taps, compile_gate
 from agent.core.model import NS_PER_S
+from agent.core.pgn import SOURCE_MASK, is_j1939_id, is_pdu1, pgn_of
 from agent.core.policy import Detail, Grant, GrantState, Policy
 from agent.core.take import GRIDDED, Skipped, Take, takes_of
 

@@ -206,6 +206,22 @@ def test_once_gives_one_sample_also_over_swaps_and_restarts() -> None:
     assert restarted.drain() == []
 
 
+@pytest.mark.parametrize("between", [car.policy({}), None], ids=["without the grant", "none"])
+def test_a_single_sample_that_was_dropped_with_its_batch_is_taken_again(
+    between: Policy | None,
+) -> None:
+    policy = car.policy({"g": {"read_vin": {}}})
+    pipeline = Pipeline(plan(policy))
+    pipeline.feed([car.door(0, 0, vin=1)])
+
+    pipeline.swap(plan(between))
+    pipeline.swap(plan(policy))
+    pipeline.feed([car.door(9000, 0, vin=1)])
+    pipeline.stop()
+
+    assert [row[2] for row in rows(pipeline.drain())] == [9000]
+
+
 def test_outside_the_plans_span_nothing_is_taken() -> None:
     policy = car.policy({"g": {"read_odometer": FULL_RATE}}, exp=100)
     pipeline = Pipeline(plan(policy, now_ns=50 * NS_PER_S))
