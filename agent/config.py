@@ -190,6 +190,26 @@ class Switch(_Section):
         return self
 
 
+class Spool(_Section):
+    """How much waits on the disk without a connection, and what goes first when it is full."""
+
+    max_bytes: Annotated[int, Field(ge=65_536)] = 256 * 1024 * 1024
+    max_age_s: Annotated[int, Field(ge=1)] = 30 * 86_400
+    min_free_bytes: Annotated[int, Field(ge=0)] = 32 * 1024 * 1024
+    """Room on the disk that is left to others."""
+    evict_first: Annotated[tuple[str, ...], Field(strict=False)] = (
+        "location",
+        "driver_behaviour",
+        "cabin",
+        "usage",
+        "condition",
+        "static",
+        "identity",
+    )
+    class_max_bytes: dict[str, Annotated[int, Field(ge=1)]] = {}
+    class_max_age_s: dict[str, Annotated[int, Field(ge=1)]] = {}
+
+
 class Log(_Section):
     """What goes to stderr, where journald keeps it."""
 
@@ -205,6 +225,7 @@ class Config(_Section):
     state: State = State()
     keys: Keys = Keys()
     batch: Batch = Batch()
+    spool: Spool = Spool()
     time: Time = Time()
     control: Control = Control()
     switch: Switch = Switch()

@@ -43,14 +43,14 @@ from agent.edge.store import Store
 from agent.edge.systemd import Unit
 from agent.edge.uplink import Connected, Uplink
 from agent.errors import AgentError, ConfigError
-from agent.parts import Parts
+from agent.parts import Parts, spool_limits
 from agent.watch import Lane
 
 STOP_S = 5.0
 # Shares of it. The rest is for what is sealed and stored in between.
 CAPTURE_STOP_S = 1.5
 UPLINK_STOP_S = 1.5
-_FIXED = ("state", "batch", "uplink", "time")  # Sections that only a restart takes up.
+_FIXED = ("state", "batch", "spool", "uplink", "time")  # Sections that only a restart takes up.
 
 Clock = Callable[[], Reading]
 Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
@@ -86,7 +86,9 @@ class Daemon:
         self._config = config
         self._unit = unit or Unit(None)
         self._store = Store.open(
-            config.state.directory, newest_first=config.uplink.order == "newest"
+            config.state.directory,
+            limits=spool_limits(config),
+            newest_first=config.uplink.order == "newest",
         )
         self._clock = clock = clock or SystemClock(config.time.synchronised_file)
         pipeline = Pipeline(

@@ -23,6 +23,7 @@ from agent.core.switch import SwitchSignal, find_switch
 from agent.edge.files import load_catalogue, load_dbc, load_mapping, load_trust
 from agent.edge.keys import certificate_end_s, client_tls, load_device_key, load_secret
 from agent.edge.people import find_group, find_permissions
+from agent.edge.store import ClassLimit, SpoolLimits
 from agent.edge.uplink import Proxy, TlsSource, UplinkConfig
 from agent.errors import AgentError, ConfigError
 from agent.resources import shipped
@@ -200,6 +201,21 @@ def _permissions(control: Control) -> Permissions:
     default = Control()
     changed = [key for key, names in lists.items() if names != getattr(default, key)]
     return find_permissions(lists, written=changed)
+
+
+def spool_limits(config: Config) -> SpoolLimits:
+    """Return what the spool keeps, as the configuration says."""
+    spool = config.spool
+    return SpoolLimits(
+        max_bytes=spool.max_bytes,
+        max_age_s=spool.max_age_s,
+        min_free_bytes=spool.min_free_bytes,
+        classes={
+            name: ClassLimit(spool.class_max_bytes.get(name), spool.class_max_age_s.get(name))
+            for name in spool.class_max_bytes.keys() | spool.class_max_age_s.keys()
+        },
+        evict_first=spool.evict_first,
+    )
 
 
 def _uplink_config(config: Config) -> UplinkConfig:

@@ -224,7 +224,7 @@ class Desk:
 
     def spooled(self, state: Path | None = None) -> int:
         """Count the places on disk that name the recipient's key, as every envelope does."""
-        files = (state or self.folder / "state").glob("state.db*")
+        files = (state or self.folder / "state").glob("spool.db*")
         return sum(path.read_bytes().count(b"fx-1") for path in files)
 
 

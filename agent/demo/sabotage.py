@@ -35,7 +35,7 @@ def sabotaged(kind: str | None) -> Iterator[None]:
 
 def _keeps_a_copy(apply_policy: Callable[..., Purged]) -> Callable[..., Purged]:
     def broken(store: Store, *args: Any, **others: Any) -> Purged:
-        directory = store._db.directory  # noqa: SLF001 - sabotage
+        directory = store.directory
         for file in [*directory.iterdir()]:
             if file.is_file() and file.stat().st_size:
                 shutil.copyfile(file, directory / f"{file.name}.old")

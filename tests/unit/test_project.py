@@ -115,7 +115,12 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in table.items():
         if name == "bus" and isinstance(value, list):
             found |= flat(value[0], "bus.")
-        elif isinstance(value, dict) and name not in ("options", "when"):
+        elif isinstance(value, dict) and name not in (
+            "options",
+            "when",
+            "class_max_bytes",
+            "class_max_age_s",
+        ):
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value

@@ -23,8 +23,11 @@ def in_force(db: Database) -> StoredPolicy | None:
 
 def live(db: Database) -> tuple[LiveGrant, ...]:
     """Return all grants that have not ended, in order of grant id."""
-    rows = db.rows("SELECT grant_id, rev, state FROM live_grant ORDER BY grant_id")
-    return tuple(LiveGrant(*row) for row in rows)
+    rows = db.rows("SELECT grant_id, rev, state, classes FROM live_grant ORDER BY grant_id")
+    return tuple(
+        LiveGrant(grant_id, rev, state, tuple(classes.split()))
+        for grant_id, rev, state, classes in rows
+    )
 
 
 def end_of(db: Database, grant_id: str) -> EndState | None:
@@ -57,7 +60,7 @@ def replace(
     ended: Sequence[Tombstone],
     at_ns: int,
 ) -> tuple[str, ...]:
-    """Write the policy, the tombstones and the live grants; triggers and cascades erase the rest.
+    """Write the policy, the tombstones and the live grants; triggers erase the rest.
 
     Args:
         db: In a transaction.
@@ -88,12 +91,18 @@ def _write_live(db: Database, grant: LiveGrant) -> bool:
     """Write a live grant in the place of its older revs; False if it has ended before."""
     if end_of(db, grant.grant_id) is not None:
         return False
+    write(db, grant)
+    return True
+
+
+def write(db: Database, grant: LiveGrant) -> None:
+    """Write a live grant in the place of its older revs, whose rows go."""
     db.rows("DELETE FROM live_grant WHERE grant_id = ? AND rev != ?", grant.grant_id, grant.rev)
     db.rows(
-        "INSERT INTO live_grant VALUES (?, ?, ?)"
-        " ON CONFLICT (grant_id, rev) DO UPDATE SET state = excluded.state",
+        "INSERT INTO live_grant VALUES (?, ?, ?, ?) ON CONFLICT (grant_id, rev)"
+        " DO UPDATE SET state = excluded.state, classes = excluded.classes",
         grant.grant_id,
         grant.rev,
         grant.state,
+        " ".join(grant.classes),
     )
-    return True

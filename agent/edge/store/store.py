@@ -1,45 +1,42 @@
-"""The policy in force, live grants, tombstones, and the spool, in one transaction at a time.
+"""Consent and spool behind one door: two files that share no point of failure.
 
 Rules:
- * A spool row references the (grant_id, rev) of a live grant, so a row that no grant covers cannot
-   exist: when the grant goes, its rows go in the same transaction.
+ * Consent first: it is on disk in its own file before the spool hears of it. When the store is
+   opened the spool follows the consent before anything else, so a crash between the two leaves the
+   new policy, and nothing that it does not cover.
+ * A spool that is full, corrupt or gone hinders no refusal, revocation or pause. It gives nothing
+   out and takes nothing in until it has followed; one that cannot be read is set aside.
  * An ended grant leaves a tombstone, and a trigger keeps a grant with a tombstone from becoming
    live. A live grant that the next policy does not name is revoked.
  * What has been erased is gone from the whole directory: freed pages are zeroed, the write-ahead
-   log is truncated, and set-aside databases are removed.
+   logs are truncated, and set-aside spools are removed.
  * Every method that writes is on disk when it returns. When it raises, nothing of it happened.
  * One thread: the one that opened the store.
-
-    policy      one row: the JWS in force, and what guards against going back
-    live_grant  (grant_id, rev) with state active, paused or pending
-    tombstone   grant_id, revoked or expired
-    sequence    grant_id and the last n drawn; outlives revs, restarts and the spool
-    spool       envelopes, each REFERENCES live_grant ON DELETE CASCADE
-    once_taken  (grant_id, path) that gave its single sample; goes with the grant's end
-    number      counters and other numbers by name
-    restriction restrict documents by jti
-    taken_over  jti of each that a policy took over
-    document    other signed documents in force, by name
-    local_stop  grant_id or every grant, stopped at the vehicle
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from agent.edge.store import grants, overlays
-from agent.edge.store.database import Database
+from agent.edge.store.database import Database, is_corrupt
+from agent.edge.store.directory import StateDirectory
+from agent.edge.store.file import NewerState
+from agent.edge.store.migration import migrate
+from agent.edge.store.spool import Spool
+from agent.edge.store.tables import CONSENT
 from agent.edge.store.value import (
     EndState,
     GrantState,
     LiveGrant,
     LocalStop,
     Purged,
+    SpoolLimits,
     SpoolRow,
+    StoredGap,
     StoredPolicy,
     StoredRestriction,
     Tally,
@@ -47,53 +44,74 @@ from agent.edge.store.value import (
 )
 from agent.errors import StoreError
 
-PIECE_ROWS = (
-    64  # Rows erased per transaction on a full disk: each freed page needs room in the log.
-)
+CONSENT_NAME = "consent.db"
+SPOOL_ERASURES = "spool_erasures"  # How often the whole spool was erased under living grants.
+NOTHING: AbstractSet[int] = frozenset()
+NO_GRANTS: AbstractSet[str] = frozenset()
+
+_Result = TypeVar("_Result")
+_log = logging.getLogger(__name__)
 
 
 class Store:
     """The state directory, open. A context manager; closing twice is harmless."""
 
     def __init__(
-        self, database: Database, *, max_bytes: int | None = None, newest_first: bool = False
+        self, directory: StateDirectory, *, limits: SpoolLimits, newest_first: bool
     ) -> None:
-        self._db = database
+        self._directory = directory
+        self._limits = limits
         self._newest_first = newest_first
-        self._max_bytes = max_bytes
-        self._bytes = sum(tally.size_bytes for tally in self.counts().values())
+        migrate(directory)
+        self._db = Database(directory, CONSENT_NAME, CONSENT)
+        self._spool: Spool | None = None
+        self._is_behind = True
+        self._fault = ""
+        try:
+            self._follow(0)
+            self.scrub()  # Mends a crash between an erasure and the truncation of the log.
+        except BaseException:
+            self._close_files()
+            raise
 
     @classmethod
     def open(
-        cls, directory: Path, *, max_bytes: int | None = None, newest_first: bool = False
+        cls,
+        directory: Path,
+        *,
+        limits: SpoolLimits | None = None,
+        newest_first: bool = False,
     ) -> Self:
         """Open the state directory, creating it where it is missing.
 
         Args:
             directory: Owned by this user, mode 0700.
-            max_bytes: Most bytes of envelopes that the spool takes; None: what the disk allows.
-            newest_first: Offer the youngest envelopes first.
+            limits: How much the spool keeps; None: what the disk allows.
+            newest_first: Offer the youngest envelopes of each grant first.
 
         Raises:
             StoreBusy: Another process holds it.
-            StoreError: Wrong mode or owner, a newer schema, or the disk refused.
+            StoreError: Wrong mode or owner, a newer schema, or the disk refused the consent.
         """
-        database = Database(directory)
+        held = StateDirectory(directory)
         try:
-            store = cls(database, max_bytes=max_bytes, newest_first=newest_first)
+            return cls(held, limits=limits or SpoolLimits(), newest_first=newest_first)
         except BaseException:
-            database.close()
+            held.close()
             raise
-        store.scrub()  # Mends a crash between an erasure and the truncation of the log.
-        return store
+
+    @property
+    def directory(self) -> Path:
+        """Where it is."""
+        return self._directory.path
 
     @property
     def set_aside(self) -> Path | None:
-        """Where a corrupt database was moved when this store was opened, or None.
+        """Where a corrupt file was moved when it was opened, or None.
 
-        What could still be read of it, never the spool, has been carried over.
+        What could still be read of its small tables has been carried over; never envelopes.
         """
-        return self._db.set_aside
+        return self._db.set_aside or (self._spool.set_aside if self._spool else None)
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +125,9 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the database and let others in."""
-        self._db.close()
+        """Close the files and let others in."""
+        self._close_files()
+        self._directory.close()
 
     def in_force(self) -> StoredPolicy | None:
         """Return the policy that was applied last, expired or not."""
@@ -132,7 +151,7 @@ class Store:
         taken_over: Sequence[str] = (),
         numbers: Mapping[str, int] = MappingProxyType({}),
     ) -> Purged:
-        """Put a policy in force: policy, live grants, tombstones and erasure in one transaction.
+        """Put a policy in force: policy, live grants and tombstones in one transaction, then erase.
 
         Args:
             policy: Verified. Newer than the one in force, or the very same payload again.
@@ -171,13 +190,16 @@ class Store:
             StoreError: The disk refused; nothing changed.
         """
 
-        def step() -> tuple[str, ...]:
+        def step() -> None:
             with self._db.transaction():
-                self._db.rows("DELETE FROM spool")
                 self._db.rows("UPDATE live_grant SET state = 'pending'")
-            return ()
+                self._write_numbers({SPOOL_ERASURES: (self.number(SPOOL_ERASURES) or 0) + 1})
 
-        return self._erase(step, keep=frozenset())
+        if not self.counts() and all(g.state == "pending" for g in self.live_grants()):
+            return Purged()
+        self._db.with_reserve(step)
+        erased, scrubbed = self._follow(0, is_end=True)
+        return Purged(erased=erased, scrubbed=self._db.scrub() and scrubbed)
 
     def set_grant_state(self, grant_id: str, state: GrantState) -> None:
         """Move a live grant between active, paused and pending; its rows stay.
@@ -196,6 +218,7 @@ class Store:
                     raise StoreError(f"grant {grant_id} is not live, expected a live one")
 
         self._db.with_reserve(step)
+        self._follow(0)
 
     def restrictions(self) -> tuple[StoredRestriction, ...]:
         """Return every restriction that has come, taken over or not, oldest first."""
@@ -245,124 +268,6 @@ class Store:
         """
         return self._db.with_reserve(lambda: overlays.lift_local_stop(self._db, grant_id))
 
-    def scrub(self) -> bool:
-        """Clear the traces of what has been erased; return whether that could be done."""
-        return self._db.scrub()
-
-    def append(  # noqa: PLR0913 - the columns of a row, by keyword
-        self,
-        grant_id: str,
-        rev: int,
-        *,
-        recipient: str,
-        created_ns: int,
-        expires_ns: int,
-        seal: Callable[[int], bytes],
-        once: Sequence[str] = (),
-    ) -> int:
-        """Draw the grant's next number, seal with it, and keep the envelope, in one commit.
-
-        Args:
-            grant_id: A live, active grant.
-            rev: Its revision when the samples were taken, which must still be its revision.
-            recipient: To whom the envelope is addressed.
-            created_ns: ns since the epoch.
-            expires_ns: When the envelope is erased undelivered, ns since the epoch.
-            seal: Called once with n; returns the envelope. What it raises comes out of here.
-            once: Paths that gave their single sample in this envelope.
-
-        Returns:
-            n, from 1 without holes: also over revs, restarts and failures.
-
-        Raises:
-            StoreError: The grant is not live and active under this rev; the spool or the disk is
-                full. Nothing was written and n is not used up.
-        """
-        with self._db.transaction():
-            row = self._db.row(
-                "SELECT state FROM live_grant WHERE grant_id = ? AND rev = ?", grant_id, rev
-            )
-            found = "not live" if row is None else row[0]
-            if found != "active":
-                raise StoreError(f"grant {grant_id} rev {rev} is {found}, expected active")
-            ((n,),) = self._db.rows(
-                "INSERT INTO sequence VALUES (?, 1)"
-                " ON CONFLICT DO UPDATE SET n = n + 1 RETURNING n",
-                grant_id,
-            )
-            envelope = seal(n)
-            if self._max_bytes is not None and self._bytes + len(envelope) > self._max_bytes:
-                raise StoreError(
-                    f"the spool would hold {self._bytes + len(envelope)} bytes,"
-                    f" expected at most {self._max_bytes}",
-                    hint="restore the connection, or raise the limit of the spool",
-                )
-            self._db.rows(
-                "INSERT INTO spool"
-                " (grant_id, rev, n, recipient, created_ns, expires_ns, size_bytes, envelope)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                grant_id,
-                rev,
-                n,
-                recipient,
-                created_ns,
-                expires_ns,
-                len(envelope),
-                envelope,
-            )
-            for path in once:
-                self._db.rows("INSERT OR IGNORE INTO once_taken VALUES (?, ?)", grant_id, path)
-        self._bytes += len(envelope)
-        return int(n)
-
-    def pending(
-        self, limit: int, *, exclude: AbstractSet[int] = frozenset()
-    ) -> tuple[SpoolRow, ...]:
-        """Return up to `limit` envelopes of active grants, oldest first, without the excluded."""
-        sign = -1 if self._newest_first else 1
-        rows = self._db.each(
-            "SELECT row_id, grant_id, rev, n, recipient, envelope, expires_ns"
-            " FROM spool JOIN live_grant USING (grant_id, rev)"
-            " WHERE state = 'active' ORDER BY row_id * ?",
-            sign,
-        )
-        with closing(rows):
-            offered = (SpoolRow(*row) for row in rows if row[0] not in exclude)
-            return tuple(islice(offered, limit))
-
-    def delivered(self, row_ids: Sequence[int]) -> Mapping[str, Tally]:
-        """Remove envelopes that the broker has taken over; return what, per grant.
-
-        Ids that are not there, because their grant has ended meanwhile, are passed over.
-
-        Raises:
-            StoreError: The disk refused; they stay and are delivered again.
-        """
-        marks = ", ".join("?" * len(row_ids))
-        return self._remove(f"row_id IN ({marks})", *row_ids)
-
-    def expire(self, now_ns: int) -> Mapping[str, Tally]:
-        """Erase envelopes whose retention has passed (expires_ns ≤ now); return what, per grant.
-
-        Raises:
-            StoreError: The disk refused; nothing was erased.
-        """
-        gone = self._remove("expires_ns <= ?", now_ns)
-        if gone:
-            self.scrub()
-        return gone
-
-    def counts(self) -> Mapping[str, Tally]:
-        """Return what the spool holds, per grant."""
-        rows = self._db.rows(
-            "SELECT grant_id, count(*), sum(size_bytes) FROM spool GROUP BY grant_id"
-        )
-        return {grant_id: Tally(envelopes, size) for grant_id, envelopes, size in rows}
-
-    def once_taken(self) -> frozenset[tuple[str, str]]:
-        """Return every (grant_id, path) of a live grant that has given its single sample."""
-        return frozenset((row[0], row[1]) for row in self._db.rows("SELECT * FROM once_taken"))
-
     def next_counter(self, name: str) -> int:
         """Return 1, 2, 3 … for this name, never one twice, also after a crash.
 
@@ -396,6 +301,115 @@ class Store:
 
         self._db.with_reserve(step)
 
+    def append(  # noqa: PLR0913 - the columns of a row, by keyword
+        self,
+        grant_id: str,
+        rev: int,
+        *,
+        recipient: str,
+        created_ns: int,
+        expires_ns: int,
+        seal: Callable[[int], bytes],
+        once: Sequence[str] = (),
+    ) -> int:
+        """Draw the grant's next number, seal with it, and keep the envelope, in one commit.
+
+        When the spool is full older envelopes go first; one for which no other may go is noted as
+        evicted itself.
+
+        Args:
+            grant_id: A live, active grant.
+            rev: Its revision when the samples were taken, which must still be its revision.
+            recipient: To whom the envelope is addressed.
+            created_ns: ns since the epoch.
+            expires_ns: When the envelope is erased undelivered, ns since the epoch.
+            seal: Called once with n; returns the envelope. What it raises comes out of here.
+            once: Paths that gave their single sample in this envelope.
+
+        Returns:
+            n, from 1 without holes: also over revs, restarts and failures.
+
+        Raises:
+            StoreError: The grant is not live and active under this rev; the disk is full, or the
+                spool cannot be used. Nothing was written and n is not used up.
+        """
+        return self._guarded(
+            lambda spool: spool.append(
+                grant_id,
+                rev,
+                recipient=recipient,
+                created_ns=created_ns,
+                expires_ns=expires_ns,
+                seal=seal,
+                once=once,
+            )
+        )
+
+    def pending(
+        self,
+        limit: int,
+        *,
+        exclude: AbstractSet[int] = NOTHING,
+        without: AbstractSet[str] = NO_GRANTS,
+    ) -> tuple[SpoolRow, ...]:
+        """Return up to `limit` envelopes of active grants, in the order in which they are to go.
+
+        Each grant has its share, so that none starves the others.
+
+        Args:
+            limit: Most envelopes.
+            exclude: Rows that are on their way already.
+            without: Grants of which nothing may be sent now.
+        """
+        order = self._newest_first
+        return self._read(
+            lambda spool: spool.pending(
+                limit, exclude=exclude, without=without, newest_first=order
+            ),
+            (),
+        )
+
+    def gaps(self, limit: int, *, exclude: AbstractSet[int] = NOTHING) -> tuple[StoredGap, ...]:
+        """Return up to `limit` records of numbers that will not come; their ids are below zero.
+
+        Each stays until its id is given to `delivered`, also of a grant that has ended.
+        """
+        return self._read(lambda spool: spool.gaps(limit, exclude=exclude), ())
+
+    def delivered(self, row_ids: Sequence[int]) -> Mapping[str, Tally]:
+        """Remove envelopes that the broker has taken over; return what, per grant.
+
+        Ids that are not there, because their grant has ended meanwhile, are passed over. Ids below
+        zero are those of gaps that were told.
+
+        Raises:
+            StoreError: The disk refused; they stay and are delivered again.
+        """
+        return self._guarded(lambda spool: spool.delivered(row_ids))
+
+    def expire(self, now_ns: int) -> Mapping[str, Tally]:
+        """Erase envelopes whose retention has passed (expires_ns ≤ now); return what, per grant.
+
+        Raises:
+            StoreError: The disk refused; nothing was erased.
+        """
+        return self._guarded(lambda spool: spool.expire(now_ns))
+
+    def counts(self) -> Mapping[str, Tally]:
+        """Return what the spool holds, per grant."""
+        return self._read(lambda spool: spool.counts, {})
+
+    def once_taken(self) -> frozenset[tuple[str, str]]:
+        """Return every (grant_id, path) of a live grant that has given its single sample."""
+        return self._read(lambda spool: spool.once_taken(), frozenset())
+
+    def scrub(self) -> bool:
+        """Clear the traces of what has been erased; return whether that could be done."""
+        if self._is_behind:
+            self._follow(0)
+        is_done = self._spool is not None and not self._is_behind and self._spool.scrub()
+        return self._db.scrub() and is_done
+
     def _write_numbers(self, numbers: Mapping[str, int]) -> None:
         for name, value in numbers.items():
             self._db.rows("INSERT OR REPLACE INTO number VALUES (?, ?)", name, value)
@@ -415,61 +429,88 @@ class Store:
                 beside()
                 return grants.replace(self._db, policy, live, ended, at_ns)
 
-        gone = {grant.grant_id for grant in ended}
-        keep = frozenset((g.grant_id, g.rev) for g in live if g.grant_id not in gone)
-        return self._erase(step, keep=keep)
-
-    def _erase(
-        self, step: Callable[[], tuple[str, ...]], *, keep: AbstractSet[tuple[str, int]]
-    ) -> Purged:
-        """Run a step that erases every row outside `keep`, and clear its traces."""
-        doomed = [
-            (grant.grant_id, grant.rev)
-            for grant in self.live_grants()
-            if (grant.grant_id, grant.rev) not in keep
-        ]
-        tallies = {grant_id: self._tally(grant_id, rev) for grant_id, rev in doomed}
-        not_revived = self._db.with_reserve(step, first=lambda: self._erase_in_pieces(doomed))
-        self._bytes -= sum(tally.size_bytes for tally in tallies.values())
-        # Nobody can say whose envelopes lie in a database that could not be read.
-        removed = self._db.remove_set_aside()
+        before = {(grant.grant_id, grant.rev) for grant in self.live_grants()}
+        not_revived = self._db.with_reserve(step)
+        after = {(grant.grant_id, grant.rev) for grant in self.live_grants()}
+        erased, scrubbed = self._follow(at_ns, is_end=bool(before - after))
         return Purged(
-            erased={grant_id: tally for grant_id, tally in tallies.items() if tally.envelopes},
-            not_revived=not_revived,
-            scrubbed=self.scrub() and removed,
+            erased=erased, not_revived=not_revived, scrubbed=self._db.scrub() and scrubbed
         )
 
-    def _erase_in_pieces(self, doomed: Sequence[tuple[str, int]]) -> None:
-        """Erase rows whose grant is about to go, with little room for the log."""
-        for grant_id, rev in doomed:
-            while self._tally(grant_id, rev).envelopes:
-                self._db.rows(
-                    "DELETE FROM spool WHERE row_id IN"
-                    " (SELECT row_id FROM spool WHERE grant_id = ? AND rev = ? LIMIT ?)",
-                    grant_id,
-                    rev,
-                    PIECE_ROWS,
-                )
-                self._db.truncate_log()
+    def _follow(self, at_ns: int, *, is_end: bool = False) -> tuple[dict[str, Tally], bool]:
+        """Make the spool follow the consent; return what was erased, and whether without traces.
 
-    def _remove(self, which: str, *values: int) -> Mapping[str, Tally]:
-        rows = self._db.with_reserve(
-            lambda: self._db.rows(
-                f"DELETE FROM spool WHERE {which} RETURNING grant_id, size_bytes",  # noqa: S608 - fixed texts and question marks
-                *values,
-            )
-        )
-        gone: dict[str, Tally] = {}
-        for grant_id, size_bytes in rows:
-            before = gone.get(grant_id, Tally(0, 0))
-            gone[grant_id] = Tally(before.envelopes + 1, before.size_bytes + size_bytes)
-            self._bytes -= size_bytes
-        return gone
+        The disk refusing is not raised: the consent is in force, and until this succeeds the spool
+        takes and gives nothing.
 
-    def _tally(self, grant_id: str, rev: int) -> Tally:
-        ((envelopes, size_bytes),) = self._db.rows(
-            "SELECT count(*), ifnull(sum(size_bytes), 0) FROM spool WHERE grant_id = ? AND rev = ?",
-            grant_id,
-            rev,
-        )
-        return Tally(envelopes, size_bytes)
+        Raises:
+            NewerState: A newer agent wrote the spool.
+        """
+        self._is_behind = True
+        live, erasures = self.live_grants(), self.number(SPOOL_ERASURES) or 0
+        try:
+            spool = self._spool or self._opened()
+            try:
+                erased, scrubbed = spool.follow(live, at_ns, generation=erasures)
+            except StoreError as exc:
+                if not is_corrupt(exc):
+                    raise
+                spool = self._renewed()
+                erased, scrubbed = spool.follow(live, at_ns, generation=erasures)
+        except NewerState:
+            raise
+        except StoreError as exc:
+            if exc.message != self._fault:  # It is tried again at every turn.
+                _log.error("spool unusable", extra={"error": exc.message})
+            self._fault = exc.message
+            return {}, False
+        self._is_behind, self._fault = False, ""
+        # Nobody can say whose envelopes lie in a file that could not be read.
+        return erased, scrubbed and (not is_end or spool.remove_set_aside())
+
+    def _opened(self) -> Spool:
+        self._spool = Spool(self._directory, self._limits)
+        return self._spool
+
+    def _renewed(self) -> Spool:
+        """Set the spool aside, which turned out not to be readable, and begin a new one."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        self._spool = Spool(self._directory, self._limits, is_corrupt=True)
+        aside = self._spool.set_aside
+        _log.error("spool was corrupt", extra={"set_aside": aside.name if aside else ""})
+        return self._spool
+
+    def _guarded(self, step: Callable[[Spool], _Result]) -> _Result:
+        """Do something with the spool; if it cannot be read, once more with a new one.
+
+        Raises:
+            StoreError: What the step raised, or the spool cannot be used.
+        """
+        if self._is_behind:
+            self._follow(0)
+        if self._spool is None or self._is_behind:
+            raise StoreError("the spool cannot be used, expected it to follow the consent")
+        try:
+            return step(self._spool)
+        except StoreError as exc:
+            if not is_corrupt(exc):
+                raise
+        self._renewed()
+        self._follow(0)
+        if self._spool is None or self._is_behind:
+            raise StoreError("the spool cannot be used, expected it to follow the consent")
+        return step(self._spool)
+
+    def _read(self, step: Callable[[Spool], _Result], nothing: _Result) -> _Result:
+        """Ask the spool; it has nothing to say while it cannot be used."""
+        try:
+            return self._guarded(step)
+        except StoreError:
+            return nothing
+
+    def _close_files(self) -> None:
+        self._db.close()
+        if self._spool is not None:
+            self._spool.close()

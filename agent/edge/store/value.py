@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from agent.core.model import NS_PER_S
+
 GrantState = Literal["active", "paused", "pending"]
 EndState = Literal["revoked", "expired"]
 
@@ -33,11 +35,16 @@ class StoredPolicy:
 
 @dataclass(frozen=True, slots=True)
 class LiveGrant:
-    """A grant that has not ended. Only an active one takes envelopes and gives them out."""
+    """A grant that has not ended. Only an active one takes envelopes and gives them out.
+
+    Attributes:
+        classes: Of its scopes, in alphabetical order; the spool's limits go by them.
+    """
 
     grant_id: str
     rev: int
     state: GrantState = "active"
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,69 @@ class Purged:
     erased: Mapping[str, Tally] = field(default_factory=dict)
     not_revived: tuple[str, ...] = ()
     scrubbed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ClassLimit:
+    """How much of one class of scopes the spool keeps; None: as much as of all."""
+
+    max_bytes: int | None = None
+    max_age_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolLimits:
+    """How much the spool keeps, and what goes first when it is full.
+
+    Attributes:
+        max_bytes: Most bytes of envelopes; None: what the disk allows.
+        max_age_s: Longest time that an envelope waits, be its retention as long as it may.
+        min_free_bytes: Room on the disk that is left to others.
+        classes: Class -> its own limits, beside those.
+        evict_first: Classes in the order in which they go. One that is not named goes before them
+            all. A grant of several classes goes with the last of them.
+    """
+
+    max_bytes: int | None = None
+    max_age_s: int | None = None
+    min_free_bytes: int = 0
+    classes: Mapping[str, ClassLimit] = field(default_factory=dict)
+    evict_first: tuple[str, ...] = ()
+
+    def rank(self, classes: tuple[str, ...]) -> int:
+        """Return when a grant's envelopes go: the lowest first."""
+        places = (self.evict_first.index(c) + 1 for c in classes if c in self.evict_first)
+        return max(places, default=0)
+
+    def expires_ns(self, classes: tuple[str, ...], created_ns: int, expires_ns: int) -> int:
+        """Return when an envelope is erased: at the end of its retention, or of a limit."""
+        ages = (self.max_age_s, *(self.classes[c].max_age_s for c in classes if c in self.classes))
+        return min([expires_ns, *(created_ns + age * NS_PER_S for age in ages if age is not None)])
+
+
+GapReason = Literal["evicted", "expired", "erased", "damaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGap:
+    """Numbers of a grant that will not come, for the recipient to be told.
+
+    Attributes:
+        gap_id: Below zero, so that it is no row of the spool.
+        first_n: The first number.
+        last_n: The last; those between them that did come have come.
+        why: evicted: the spool was full. expired: retention or the limit of age had passed.
+            erased: consent ended. damaged: the spool could not be read.
+        at_ns: When it was noticed first.
+    """
+
+    gap_id: int
+    grant_id: str
+    recipient: str
+    first_n: int
+    last_n: int
+    why: GapReason
+    at_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Restrictions and local stops: kept over restarts, lifted only by whom it is due."""
 
-import sqlite3
 from pathlib import Path
 
 from agent.edge.store import (
@@ -57,21 +56,6 @@ def test_local_stops_outlive_a_restart_and_no_policy_lifts_them(tmp_path: Path) 
         assert store.lift_local_stop("a")
         assert not store.lift_local_stop("a")
         assert store.local_stops() == (everything,)
-
-
-def test_a_state_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "state") as store:
-        store.apply_policy(policy(1), [LiveGrant("a", 1)], [], 0)
-    db = sqlite3.connect(tmp_path / "state" / "state.db")
-    db.executescript(
-        "DROP TABLE restriction; DROP TABLE local_stop;"
-        "DROP TABLE taken_over; DROP TABLE document; PRAGMA user_version = 1"
-    )
-    db.close()
-    with Store.open(tmp_path / "state") as store:
-        assert store.live_grants() == (LiveGrant("a", 1),)
-        store.keep_restriction(PAUSE)
-        assert store.restrictions() == (PAUSE,)
 
 
 def test_what_was_taken_over_before_it_came_is_without_effect(tmp_path: Path) -> None:

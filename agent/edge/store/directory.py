@@ -1,0 +1,116 @@
+"""The state directory: one owner, one process, and some room kept for what ends consent.
+
+    consent.db, spool.db, each with -wal      the databases
+    consent.db.corrupt-<n>, spool.db.corrupt-<n>      set aside
+    reserve                                   some megabytes of nothing
+    lock                                      held while open
+
+Rules:
+ * One process: a lock file keeps every other one out.
+ * On a full disk the reserve file gives its room to what ends consent, never to envelopes.
+"""
+
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from agent.errors import StoreBusy, StoreError
+
+RESERVE_BYTES = 4 * 1024 * 1024  # A policy of 64 KiB and the log of a piecewise erasure, with room.
+
+
+class StateDirectory:
+    """The directory, held. Closing twice is harmless.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Hold the directory, creating it where it is missing.
+
+        Raises:
+            StoreBusy: Another process holds it.
+            StoreError: Wrong mode or owner, or the disk refused.
+        """
+        self.path = path
+        _check_directory(path)
+        self._lock = _take_lock(path)
+        self.fill_reserve()
+
+    def close(self) -> None:
+        """Let others in."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def free_bytes(self) -> int:
+        """Return how much room the disk has for us, without the reserve.
+
+        Raises:
+            StoreError: The disk does not say.
+        """
+        try:
+            found = os.statvfs(self.path)
+        except OSError as exc:
+            raise StoreError(f"state directory {self.path}: {exc.strerror}") from exc
+        return found.f_bavail * found.f_frsize
+
+    def release_reserve(self) -> None:
+        """Give the kept room to whoever needs it now."""
+        with suppress(OSError):
+            os.truncate(self.path / "reserve", 0)
+
+    def fill_reserve(self) -> None:
+        """Keep the room again, as far as there is any."""
+        # On a full disk there is none until room is made; that is no reason to stop.
+        with suppress(OSError):
+            fd = os.open(self.path / "reserve", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, RESERVE_BYTES)
+            finally:
+                os.close(fd)
+
+
+def _check_directory(directory: Path) -> None:
+    try:
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        found = directory.stat()
+    except OSError as exc:
+        raise StoreError(
+            f"state directory {directory}: {exc.strerror}",
+            hint="create its parent folder, or name another directory in the configuration",
+        ) from exc
+    if not stat.S_ISDIR(found.st_mode):
+        raise StoreError(f"state directory {directory} is not a directory")
+    me = os.geteuid()
+    if found.st_uid != me:
+        raise StoreError(
+            f"state directory {directory} belongs to uid {found.st_uid}, expected {me}",
+            hint=f"chown -R {me} {directory}",
+        )
+    if found.st_mode & 0o077:
+        raise StoreError(
+            f"state directory {directory} has mode {stat.S_IMODE(found.st_mode):04o},"
+            " expected 0700",
+            hint=f"chmod 0700 {directory}",
+        )
+
+
+def _take_lock(directory: Path) -> int:
+    try:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise StoreError(f"state directory {directory}: {exc.strerror}") from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        raise StoreBusy(
+            f"state directory {directory} is held by another process, expected by none",
+            hint="stop the other agent; a state directory has one owner",
+        ) from exc
+    return fd

@@ -1,0 +1,415 @@
+"""Envelopes that wait for the broker, in a file of their own; it follows the consent, never leads.
+
+Rules:
+ * A row references the (grant, rev) of a live grant in the same file, so a row that no grant covers
+   cannot exist: `follow` takes over who is live, and what is not named goes.
+ * Numbers have no holes: each is an envelope that was delivered or waits, or it lies in a gap that
+   the recipient is told of.
+ * When it is full the grant whose classes go first gives way, its oldest envelope first.
+ * An append is one transaction and one fsync.
+ * What has been erased is gone from the file and its log.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from agent.edge.store import gaps, grants
+from agent.edge.store.database import Database
+from agent.edge.store.directory import StateDirectory
+from agent.edge.store.gaps import Note
+from agent.edge.store.tables import SPOOL, pad_bytes
+from agent.edge.store.value import LiveGrant, SpoolLimits, SpoolRow, StoredGap, Tally
+from agent.errors import StoreError
+
+PIECE_ROWS = (
+    64  # Rows erased per transaction on a full disk: each freed page needs room in the log.
+)
+NAME = "spool.db"
+GENERATION = "generation"
+NEVER_NS = 1 << 62
+_Doomed = tuple[str, int]
+
+
+class Spool:
+    """The open spool. Used by the agent thread only."""
+
+    def __init__(
+        self, directory: StateDirectory, limits: SpoolLimits, *, is_corrupt: bool = False
+    ) -> None:
+        """Open the file, creating it where it is missing.
+
+        Args:
+            directory: Held.
+            limits: How much it keeps.
+            is_corrupt: The file cannot be read: it is set aside and a new one begun.
+
+        Raises:
+            StoreError: A newer schema, or the disk refused.
+        """
+        self._directory = directory
+        self._limits = limits
+        self._db = Database(directory, NAME, SPOOL, is_corrupt=is_corrupt)
+        self.set_aside = self._db.set_aside
+        self._told: set[int] = set()  # Gaps that were handed out: they grow no more.
+        self._live = {grant.grant_id: grant for grant in grants.live(self._db)}
+        rows = self._db.rows(
+            "SELECT grant_id, count(*), sum(size_bytes) FROM spool GROUP BY grant_id"
+        )
+        self._tallies = {grant_id: Tally(count, size) for grant_id, count, size in rows}
+        self._next_ns = self._next_expiry_ns()
+        if self.set_aside is not None:
+            with self._db.transaction():
+                gaps.note_damage(self._db)
+
+    def close(self) -> None:
+        """Close the file; twice is harmless."""
+        self._db.close()
+
+    @property
+    def counts(self) -> Mapping[str, Tally]:
+        """What waits, per grant."""
+        return dict(self._tallies)
+
+    def follow(
+        self, live: Sequence[LiveGrant], at_ns: int, *, generation: int
+    ) -> tuple[dict[str, Tally], bool]:
+        """Take over who is live; erase what is not covered any more.
+
+        Args:
+            live: All live grants, as the consent says.
+            at_ns: Time of the records of gaps.
+            generation: Another than at the last time: all rows go, whoever is live.
+
+        Returns:
+            What was erased per grant, and whether its bytes are gone from the file and its log.
+
+        Raises:
+            StoreError: The disk refused; nothing changed.
+        """
+        named = {(grant.grant_id, grant.rev) for grant in live}
+        doomed = [
+            (g.grant_id, g.rev) for g in self._live.values() if (g.grant_id, g.rev) not in named
+        ]
+        is_other = generation != self._number(GENERATION)
+        if is_other:
+            doomed = [(grant.grant_id, grant.rev) for grant in self._live.values()]
+        if not doomed and not is_other and list(live) == sorted(self._live.values(), key=_name):
+            return {}, True
+        erased = {g: self._tallies[g] for g, _ in doomed if g in self._tallies}
+        notes = [note for grant in doomed for note in self._note(grant)]
+
+        def step() -> None:
+            with self._db.transaction():
+                gaps.keep(self._db, notes, "erased", at_ns, told=self._told)
+                for grant_id, rev in doomed:
+                    self._db.rows(
+                        "DELETE FROM live_grant WHERE grant_id = ? AND rev = ?", grant_id, rev
+                    )
+                for grant in live:
+                    grants.write(self._db, grant)
+                self._db.rows(
+                    "DELETE FROM once_taken WHERE grant_id NOT IN (SELECT grant_id FROM live_grant)"
+                )
+                self._keep_number(GENERATION, generation)
+
+        if doomed:
+            # On a full disk the failing first run fills the log, and what the log held before could
+            # not be copied out of it any more.
+            self._db.truncate_log()
+        self._db.with_reserve(step, first=lambda: self._erase_in_pieces(doomed))
+        for grant_id in erased:
+            del self._tallies[grant_id]
+        self._live = {grant.grant_id: grant for grant in live}
+        if not doomed:
+            return {}, True
+        # Nobody can say whose envelopes lie in a file that could not be read.
+        removed = self._db.remove_set_aside()
+        return erased, self._db.scrub() and removed
+
+    def append(  # noqa: PLR0913 - the columns of a row, by keyword
+        self,
+        grant_id: str,
+        rev: int,
+        *,
+        recipient: str,
+        created_ns: int,
+        expires_ns: int,
+        seal: Callable[[int], bytes],
+        once: Sequence[str] = (),
+    ) -> int:
+        """Draw the next number, seal with it, make room, and keep the envelope; see `Store`."""
+        grant = self._live.get(grant_id)
+        if grant is None or grant.rev != rev or grant.state != "active":
+            found = "not live" if grant is None or grant.rev != rev else grant.state
+            raise StoreError(f"grant {grant_id} rev {rev} is {found}, expected active")
+        expires_ns = self._limits.expires_ns(grant.classes, created_ns, expires_ns)
+        evicted: dict[str, Tally] = {}
+        with self._db.transaction():
+            n = self._draw(grant_id, recipient)
+            envelope = seal(n)
+            evicted, fits = self._make_room(grant, len(envelope), created_ns)
+            if fits:
+                columns = (grant_id, rev, n, recipient, created_ns, expires_ns, len(envelope))
+                self._db.rows(
+                    "INSERT INTO spool VALUES (?, ?, ?, ?, ?, ?, ?, ?, zeroblob(?), ?)",
+                    self._draw("", ""),
+                    *columns,
+                    pad_bytes(columns, len(envelope)),
+                    envelope,
+                )
+                for path in once:
+                    self._db.rows("INSERT OR IGNORE INTO once_taken VALUES (?, ?)", grant_id, path)
+            else:
+                note = (grant_id, recipient, n, n)
+                gaps.keep(self._db, [note], "evicted", created_ns, told=self._told)
+        self._subtract(evicted)
+        if fits:
+            self._next_ns = min(self._next_ns, expires_ns)
+            before = self._tallies.get(grant_id, Tally(0, 0))
+            self._tallies[grant_id] = Tally(before.envelopes + 1, before.size_bytes + len(envelope))
+        if evicted:
+            self._db.scrub()
+        return n
+
+    def pending(
+        self,
+        limit: int,
+        *,
+        exclude: AbstractSet[int],
+        without: AbstractSet[str],
+        newest_first: bool,
+    ) -> tuple[SpoolRow, ...]:
+        """Return what may be sent: of each active grant its share; see `Store`."""
+        order = "DESC" if newest_first else "ASC"
+        offers = [
+            [
+                row_id
+                for (row_id,) in self._db.rows(
+                    "SELECT row_id FROM spool WHERE grant_id = ? AND rev = ?"  # noqa: S608 - a fixed word
+                    f" ORDER BY row_id {order} LIMIT ?",
+                    grant.grant_id,
+                    grant.rev,
+                    limit + len(exclude),
+                )
+                if row_id not in exclude
+            ]
+            for grant in self._live.values()
+            if grant.state == "active"
+            and grant.grant_id not in without
+            and grant.grant_id in self._tallies
+        ]
+        chosen = sorted(_share(offers, limit), reverse=newest_first)
+        marks = ", ".join("?" * len(chosen))
+        rows = self._db.rows(
+            "SELECT row_id, grant_id, rev, n, recipient, envelope, expires_ns"  # noqa: S608 - question marks
+            f" FROM spool WHERE row_id IN ({marks}) ORDER BY row_id {order}",
+            *chosen,
+        )
+        return tuple(SpoolRow(*row) for row in rows)
+
+    def delivered(self, row_ids: Sequence[int]) -> Mapping[str, Tally]:
+        """Remove envelopes that the broker has taken over, and gaps that were told."""
+        marks = ", ".join("?" * len(row_ids))
+
+        def step() -> list[tuple[str, int]]:
+            with self._db.transaction():
+                self._db.rows(f"DELETE FROM gap WHERE -gap_id IN ({marks})", *row_ids)  # noqa: S608 - question marks
+                return [
+                    (grant_id, size)
+                    for grant_id, size in self._db.rows(
+                        f"DELETE FROM spool WHERE row_id IN ({marks})"  # noqa: S608 - as above
+                        " RETURNING grant_id, size_bytes",
+                        *row_ids,
+                    )
+                ]
+
+        gone = _sum(self._db.with_reserve(step))
+        self._told.difference_update(row_ids)
+        self._subtract(gone)
+        return gone
+
+    def expire(self, now_ns: int) -> Mapping[str, Tally]:
+        """Erase envelopes whose time has passed, and note the gap; see `Store`."""
+        if now_ns < self._next_ns:
+            return {}
+
+        def step() -> list[tuple[str, str, int, int]]:
+            with self._db.transaction():
+                rows = self._db.rows(
+                    "DELETE FROM spool WHERE expires_ns <= ?"
+                    " RETURNING grant_id, recipient, n, size_bytes",
+                    now_ns,
+                )
+                notes = gaps.islands((g, r, n) for g, r, n, _ in rows)
+                gaps.keep(self._db, notes, "expired", now_ns, told=self._told)
+                return [(g, r, n, size) for g, r, n, size in rows]
+
+        gone = _sum((g, size) for g, _, _, size in self._db.with_reserve(step))
+        self._next_ns = self._next_expiry_ns()
+        self._subtract(gone)
+        if gone:
+            self._db.scrub()
+        return gone
+
+    def gaps(self, limit: int, *, exclude: AbstractSet[int]) -> tuple[StoredGap, ...]:
+        """Return records of gaps that were not told yet, oldest first; see `Store`."""
+        found = tuple(gap for gap in gaps.stored(self._db) if gap.gap_id not in exclude)[:limit]
+        self._told.update(gap.gap_id for gap in found)
+        return found
+
+    def once_taken(self) -> frozenset[tuple[str, str]]:
+        """Return every (grant_id, path) of a live grant that has given its single sample."""
+        return frozenset((row[0], row[1]) for row in self._db.rows("SELECT * FROM once_taken"))
+
+    def remove_set_aside(self) -> bool:
+        """Remove every spool that was set aside; return whether none is left."""
+        return self._db.remove_set_aside()
+
+    def scrub(self) -> bool:
+        """Clear the traces of what has been erased; return whether that could be done."""
+        return self._db.scrub()
+
+    def _next_expiry_ns(self) -> int:
+        row = self._db.row("SELECT min(expires_ns) FROM spool")
+        return NEVER_NS if row is None or row[0] is None else int(row[0])
+
+    def _draw(self, grant_id: str, recipient: str) -> int:
+        ((n,),) = self._db.rows(
+            "INSERT INTO sequence VALUES (?, 1, ?) ON CONFLICT DO UPDATE"
+            " SET n = n + 1, recipient = excluded.recipient RETURNING n",
+            grant_id,
+            recipient,
+        )
+        return int(n)
+
+    def _make_room(self, grant: LiveGrant, size: int, at_ns: int) -> tuple[dict[str, Tally], bool]:
+        """Evict until an envelope fits; in a transaction.
+
+        Returns:
+            What went, per grant, and whether it fits now. It does not when only grants are left
+            that go after it.
+        """
+        gone: dict[str, Tally] = {}
+        free = self._directory.free_bytes() if self._limits.min_free_bytes else 0
+        rank = self._limits.rank(grant.classes)
+        while (over := self._over(grant, size, gone, free)) is not None:
+            victims = [
+                other
+                for other in self._live.values()
+                if over in ("", *other.classes)
+                and self._limits.rank(other.classes) <= rank
+                and self._held(other.grant_id, gone) > 0
+            ]
+            row = self._oldest(victims)
+            if row is None:
+                return gone, False
+            row_id, grant_id, recipient, n, row_size = row
+            self._db.rows("DELETE FROM spool WHERE row_id = ?", row_id)
+            note = (grant_id, recipient, n, n)
+            gaps.keep(self._db, [note], "evicted", at_ns, told=self._told)
+            before = gone.get(grant_id, Tally(0, 0))
+            gone[grant_id] = Tally(before.envelopes + 1, before.size_bytes + row_size)
+        return gone, True
+
+    def _over(
+        self, grant: LiveGrant, size: int, gone: Mapping[str, Tally], free: int
+    ) -> str | None:
+        """Return which limit an envelope would exceed: a class, "" for all, None for none."""
+        limits = self._limits
+        freed = sum(tally.size_bytes for tally in gone.values())
+        held = sum(tally.size_bytes for tally in self._tallies.values()) - freed
+        if limits.max_bytes is not None and held + size > limits.max_bytes:
+            return ""
+        # Erased pages are used again by the file; they do not come back to the disk.
+        if free < limits.min_free_bytes and freed < size and held > 0:
+            return ""
+        for name in grant.classes:
+            most = limits.classes[name].max_bytes if name in limits.classes else None
+            if most is None:
+                continue
+            alike = (other for other in self._live.values() if name in other.classes)
+            if sum(self._held(other.grant_id, gone) for other in alike) + size > most:
+                return name
+        return None
+
+    def _held(self, grant_id: str, gone: Mapping[str, Tally]) -> int:
+        nothing = Tally(0, 0)
+        return (
+            self._tallies.get(grant_id, nothing).size_bytes - gone.get(grant_id, nothing).size_bytes
+        )
+
+    def _oldest(self, victims: Sequence[LiveGrant]) -> tuple[int, str, str, int, int] | None:
+        """Return the oldest row of the grants that go first."""
+        found = []
+        least = min((self._limits.rank(grant.classes) for grant in victims), default=0)
+        for grant in victims:
+            if self._limits.rank(grant.classes) != least:
+                continue
+            row = self._db.row(
+                "SELECT row_id, grant_id, recipient, n, size_bytes FROM spool"
+                " WHERE grant_id = ? AND rev = ? ORDER BY row_id LIMIT 1",
+                grant.grant_id,
+                grant.rev,
+            )
+            if row is not None:
+                found.append((int(row[0]), str(row[1]), str(row[2]), int(row[3]), int(row[4])))
+        return min(found, default=None)
+
+    def _note(self, doomed: _Doomed) -> list[Note]:
+        """Return one gap per recipient: nothing of the grant will wait, whatever lies between."""
+        rows = self._db.rows(
+            "SELECT grant_id, recipient, min(n), max(n) FROM spool"
+            " WHERE grant_id = ? AND rev = ? GROUP BY recipient",
+            *doomed,
+        )
+        return [(g, r, first, last) for g, r, first, last in rows]
+
+    def _erase_in_pieces(self, doomed: Sequence[_Doomed]) -> None:
+        """Erase rows whose grant is about to go, with little room for the log."""
+        for grant_id, rev in doomed:
+            while self._db.rows(
+                "DELETE FROM spool WHERE row_id IN (SELECT row_id FROM spool"
+                " WHERE grant_id = ? AND rev = ? LIMIT ?) RETURNING 1",
+                grant_id,
+                rev,
+                PIECE_ROWS,
+            ):
+                self._db.truncate_log()
+
+    def _number(self, name: str) -> int:
+        row = self._db.row("SELECT value FROM number WHERE name = ?", name)
+        return 0 if row is None else int(row[0])
+
+    def _keep_number(self, name: str, value: int) -> None:
+        self._db.rows("INSERT OR REPLACE INTO number VALUES (?, ?)", name, value)
+
+    def _subtract(self, gone: Mapping[str, Tally]) -> None:
+        for grant_id, tally in gone.items():
+            before = self._tallies[grant_id]
+            left = Tally(before.envelopes - tally.envelopes, before.size_bytes - tally.size_bytes)
+            if left.envelopes:
+                self._tallies[grant_id] = left
+            else:
+                del self._tallies[grant_id]
+
+
+def _name(grant: LiveGrant) -> str:
+    return grant.grant_id
+
+
+def _share(offers: Sequence[Sequence[int]], limit: int) -> list[int]:
+    """Return up to `limit` of all, one of each in turn: none may starve another."""
+    chosen: list[int] = []
+    turn = 0
+    while len(chosen) < limit and any(turn < len(offer) for offer in offers):
+        chosen += [offer[turn] for offer in offers if turn < len(offer)]
+        turn += 1
+    return chosen[:limit]
+
+
+def _sum(rows: Iterable[tuple[str, int]]) -> dict[str, Tally]:
+    gone: dict[str, Tally] = {}
+    for grant_id, size_bytes in rows:
+        before = gone.get(grant_id, Tally(0, 0))
+        gone[grant_id] = Tally(before.envelopes + 1, before.size_bytes + size_bytes)
+    return gone
