@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from agent.cli.main import EXIT_OK
-from agent.cli.output import warn, write_json
+from agent.cli.output import note, warn, write_json
 from agent.cloud.review import Difference, differences, value_of, warnings
 from agent.core.admission import InForce, admit, check_revisions
 from agent.core.catalogue import Catalogue
@@ -17,7 +17,7 @@ from agent.core.expansion import Expansion, check_owner_signature, expands
 from agent.core.jws import POLICY_TYP, RESTRICT_TYP, Verified, verify_document
 from agent.core.policy import Policy, parse_policy
 from agent.core.restrict import parse_restriction
-from agent.core.trust import Trust, parse_trust_document
+from agent.core.trust import Role, Trust, parse_trust_document
 from agent.edge.files import load_catalogue, load_policy, load_trust, read_file
 from agent.errors import AgentError, WrongVehicle
 from agent.resources import shipped
@@ -127,6 +127,8 @@ def verify(  # noqa: PLR0913 - one argument per option
             _check_follows(parsed, old.policy)
             told |= _growth_told(parsed, old.policy, verified, trusted, scopes)
             lines += _growth_lines(told, old.policy)
+        elif trusted.owner_needed_for and Role.OWNER not in verified.roles:
+            note("it may need the owner's signature; name the policy in force with --before")
     if as_json:
         write_json(sys.stdout, told)
     else:

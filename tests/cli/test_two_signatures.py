@@ -73,6 +73,8 @@ def test_more_of_the_location_waits_for_the_owner(desk: Desk, capsys: Capsys) ->
     after = desk.sign(wider(first), "after.jws")
     capsys.readouterr()
 
+    assert verify(desk, after) == 0
+    assert "--before" in capsys.readouterr().err
     assert verify(desk, after, "--before", before) == 3
     error, hint = complaint(capsys.readouterr().err)
     both = countersign(desk, after, "both.jws")
