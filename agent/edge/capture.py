@@ -3,8 +3,9 @@
 Rules:
  * Nothing but closed batches leaves this thread.
  * A new plan is swapped in between two chunks, without a lock: `swap` leaves it at the door.
- * While chunks lie in the queue, time is that of the frames and not the clock's: how far the thread
-   lags behind must not decide which of two changes is taken.
+ * While chunks lie in the queue, time is that of the frames and not the clock's, and while none do it
+   is `SETTLE_NS` behind the clock, for readers hand a frame over a little after it was stamped: how
+   far a thread lags behind must not decide which of two changes is taken.
  * The privacy switch on CAN, where there is one, is obeyed here and at once: nothing is taken of
    the frame that turns it to private, or of those behind it. What lay in open batches is dropped,
    as with any stop.
@@ -24,6 +25,7 @@ from agent.core.plan import Plan, empty_plan
 from agent.core.switch import SignalSwitch
 
 MAX_CHUNKS = 4096  # A second of a saturated bus is about 20 chunks.
+SETTLE_NS = NS_PER_S  # By then readers have handed a frame over, on a busy machine too.
 TICK_NS = NS_PER_S  # Held changes and old batches are looked at this often.
 
 _log = logging.getLogger(__name__)
@@ -142,9 +144,9 @@ class Capture:
         now_ns = self._clock()
         if now_ns - self._ticked_ns >= TICK_NS or now_ns < self._ticked_ns:
             if self._chunks.empty():
-                self._pipeline.tick(now_ns)
+                self._pipeline.tick(now_ns - SETTLE_NS)
             elif frames:
-                self._pipeline.tick(min(now_ns, frames[-1][0]))
+                self._pipeline.tick(min(now_ns - SETTLE_NS, frames[-1][0]))
             if self._switch is not None and self._chunks.empty() and self._switch.tick(now_ns):
                 self._obey(is_private=self._switch.is_private)
             self._ticked_ns = now_ns
