@@ -3,9 +3,9 @@
 Rules:
  * Nothing but closed batches leaves this thread.
  * A new plan is swapped in between two chunks, without a lock: `swap` leaves it at the door.
- * While chunks lie in the queue, time is that of the frames and not the clock's, and while none do it
-   is `SETTLE_NS` behind the clock, for readers hand a frame over a little after it was stamped: how
-   far a thread lags behind must not decide which of two changes is taken.
+ * While chunks lie in the queue, time is that of the frames and not the clock's, and while none do
+   it is `SETTLE_NS` behind the clock, for readers hand a frame over a little after it was stamped:
+   how far a thread lags behind must not decide which of two changes is taken.
  * The privacy switch on CAN, where there is one, is obeyed here and at once: nothing is taken of
    the frame that turns it to private, or of those behind it. What lay in open batches is dropped,
    as with any stop.
