@@ -91,6 +91,7 @@ SIGNED = Kind("checkpoint", _is_text(_SIGNED))
 UID = Kind("uid", _is_count)
 WHO = Kind("uid, `switch` or `timer`", _who)
 STATE = _one_of("pending", "active", "paused", "revoked", "expired", "purged")
+GAP = _one_of("evicted", "expired", "erased", "damaged")
 
 _ROLL_UP = {"grant": ID_, "envelopes": COUNT, "bytes": COUNT}
 _NUMBERS = {"first": COUNT, "last": COUNT}
@@ -125,9 +126,10 @@ EVENTS: Mapping[str, Mapping[str, Kind]] = {
     "sealed": {**_ROLL_UP, **_NUMBERS, "rev": COUNT, "samples": COUNT},
     "delivered": {**_ROLL_UP, **_NUMBERS},
     "purged": {**_ROLL_UP, "reason": WORD},
-    "evicted": {**_ROLL_UP, **_NUMBERS},
+    "evicted": _ROLL_UP,
     "expired": _ROLL_UP,
     "dropped": {"grant": ID_, "rev": COUNT, "batches": COUNT, "samples": COUNT, "reason": WORD},
+    "gap": {"grant": ID_, **_NUMBERS, "reason": GAP},
     "spool-damaged": {"reason": WORD},
     # The network.
     "tls-failed": {"reason": WORD, "times": COUNT},

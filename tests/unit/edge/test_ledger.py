@@ -101,6 +101,7 @@ def test_the_head_names_only_what_is_on_disk(place: Path) -> None:
 
         assert ledger.sync()
         assert ledger.head == (2, root(place))
+        assert ledger.sync()  # Nothing to do is done.
 
 
 def test_the_end_of_the_last_run_is_told(place: Path) -> None:
