@@ -26,6 +26,11 @@ _FILE = click.Path(path_type=Path)
 @key_option
 @device_option
 @click.option("--count", type=click.IntRange(min=1), help="End after so many envelopes.")
+@click.option(
+    "--inbox",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Remember in this file what has come, so that it comes once over restarts.",
+)
 @click.option("--seconds", type=click.FloatRange(min=0.1), help="End after so long.")
 @click.option(
     "--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True
@@ -41,13 +46,15 @@ def command(  # noqa: PLR0913 - one argument per option
     keys: tuple[Path, ...],
     devices: tuple[Path, ...],
     count: int | None,
+    inbox: Path | None,
     seconds: float | None,
     form: str,
 ) -> int:
     """Subscribe to your envelopes, open them and print their samples until interrupted.
 
-    What comes twice is printed once. What does not open is named on stderr, and the exit status
-    is 1 then.
+    What comes twice is printed once. Numbers that have not come are named on stderr at the end,
+    with the reason that their vehicle signed, or as lost. What does not open is named on stderr,
+    and the exit status is 1 then.
     """
     private, enrolled = load_keys(keys, devices)
     tls = client_tls(ca=ca, certificate=certificate, private_key=private_key)
@@ -57,6 +64,7 @@ def command(  # noqa: PLR0913 - one argument per option
         recipient=recipient,
         recipient_keys=private,
         devices=enrolled,
+        inbox=inbox,
     ) as receiver:
         note(f"subscribed as {recipient} at {host}:{port}")
         timer = threading.Timer(seconds, receiver.close) if seconds else None
@@ -80,5 +88,8 @@ def command(  # noqa: PLR0913 - one argument per option
                 break
         if timer is not None:
             timer.cancel()
+        for run in receiver.missing():
+            numbers = f"{run.first_n} to {run.last_n}"
+            note(f"missing: {run.vehicle} {run.grant_id} {numbers}: {run.why}")
     note(f"{received} envelopes")
     return status

@@ -5,8 +5,10 @@ Rules:
    asked for, or `settle` is called. A receiver that dies before gets it again.
  * An envelope is the same if (vehicle, grant, n) and its bytes are; it is handed over once. Other
    bytes under the same name are handed over and counted: a vehicle whose disk was set back numbers
-   anew, and its data must not be lost over it. The memory for this ends with the process, so what
-   must be exactly once is stored under (vehicle, grant, n).
+   anew, and its data must not be lost over it. Without a file the memory for this ends with the
+   process.
+ * Devices sign which numbers will not come, and why; `missing` tells them from what was lost.
+ * A device that was struck off is believed no more, whatever it signed before.
  * The topic is nobody's word; it must agree with the sealed and signed header.
  * What does not open is handed over as `Rejected` and then acknowledged: it would never open.
 """
@@ -16,23 +18,30 @@ import logging
 import queue
 import re
 import uuid
-from collections import OrderedDict
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from agent.cloud.envelope import Devices, Opened, RecipientKeys, open_envelope, verify_ack
+from agent.cloud.envelope import (
+    Devices,
+    Opened,
+    RecipientKeys,
+    open_envelope,
+    verify_ack,
+)
+from agent.cloud.inbox import Inbox, Missing, verify_gap
 from agent.cloud.session import Arrived, BrokerAddress, Session
 from agent.core.ack import Ack
 from agent.core.jws import unsafe_unverified_payload
 from agent.errors import EnvelopeRejected, UplinkError
 
-__all__ = ["BrokerAddress", "Receiver", "Rejected", "publish_policy", "push_policy"]
+__all__ = ["BrokerAddress", "Missing", "Receiver", "Rejected", "publish_policy", "push_policy"]
 
 PREFIX = "consentry/v1"
 SESSION_S = 7 * 86_400  # How long the broker keeps envelopes for a receiver that is away.
-REMEMBERED = 100_000  # Names of envelopes kept to tell duplicates.
 _TOPIC_LEVEL = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 _log = logging.getLogger(__name__)
@@ -54,13 +63,15 @@ class Receiver:
         conflicts: Envelopes that were handed over although another had their name.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - who it is and whom it believes, by keyword
         self,
         broker: BrokerAddress,
         *,
         recipient: str,
         recipient_keys: RecipientKeys,
         devices: Devices,
+        revoked: AbstractSet[str] = frozenset(),
+        inbox: Path | None = None,
         client_id: str | None = None,
     ) -> None:
         """Connect and subscribe; the connection comes back by itself when it is lost.
@@ -70,23 +81,29 @@ class Receiver:
             recipient: Our id in policies, a topic level.
             recipient_keys: kid -> our private keys.
             devices: kid -> public keys of enrolled devices.
+            revoked: Kids of devices that were struck off; looked at for each message.
+            inbox: A file that remembers what has come; None: memory.
             client_id: Names the session that the broker keeps; default: the recipient's id.
 
         Raises:
-            UplinkError: The broker is not there, or does not let us in.
+            UplinkError: The broker is not there, or does not let us in, or the inbox cannot be
+                used.
         """
         self.duplicates = 0
         self.conflicts = 0
         self._keys = recipient_keys
         self._devices = devices
-        self._seen: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
+        self._revoked = revoked
+        self._inbox = Inbox(inbox)
         self._queue: queue.SimpleQueue[Arrived | None] = queue.SimpleQueue()
         self._handed: Arrived | None = None
+        self._name: tuple[str, str, int, bytes] | None = None  # Of what was handed over.
+        level = _level("recipient", recipient)
         self._session = Session(
             broker,
             client_id=client_id or f"recipient-{recipient}",
             session_s=SESSION_S,
-            topic=f"{PREFIX}/+/data/{_level('recipient', recipient)}/#",
+            topics=[f"{PREFIX}/+/data/{level}/#", f"{PREFIX}/+/gap/{level}/#"],
             arrived=self._queue.put,
         )
 
@@ -115,8 +132,18 @@ class Receiver:
     def settle(self) -> None:
         """Acknowledge what was handed over last; asking for the next one does it too."""
         handed, self._handed = self._handed, None
+        name, self._name = self._name, None
+        if name is not None:
+            self._inbox.keep(*name)
         if handed is not None:
             self._session.acknowledge(handed)
+
+    def missing(self) -> tuple[Missing, ...]:
+        """Return the numbers that have not come, each run with the reason, or `lost`.
+
+        What the vehicle still holds is not among them: numbers above all that came are not known.
+        """
+        return self._inbox.missing()
 
     def close(self) -> None:
         """End; the broker keeps what arrives meanwhile. Any thread; harmless when called twice."""
@@ -125,24 +152,35 @@ class Receiver:
 
     def _open(self, arrived: Arrived) -> Opened | Rejected | None:
         try:
+            if arrived.topic.split("/")[3:4] == ["gap"]:
+                gap = verify_gap(arrived.payload, devices=self._devices)
+                self._check(arrived.topic, gap.device_kid, gap.vehicle, gap.grant_id)
+                self._inbox.keep_gap(gap)
+                return None
             opened = open_envelope(
                 arrived.payload, recipient_keys=self._keys, devices=self._devices
             )
-            _check_topic(arrived.topic, opened)
+            header = opened.header
+            self._check(arrived.topic, header.device_kid, header.vehicle, header.grant_id)
         except EnvelopeRejected as exc:
             return Rejected(arrived.topic, exc)
-        header = opened.header
-        name = (header.vehicle, header.grant_id, header.n)
         digest = hashlib.sha256(arrived.payload).digest()
-        before = self._seen.get(name)
+        before = self._inbox.digest(header.vehicle, header.grant_id, header.n)
         if before == digest:
             self.duplicates += 1
             return None
         self.conflicts += before is not None
-        self._seen[name] = digest
-        if len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
+        self._name = (header.vehicle, header.grant_id, header.n, digest)
         return opened
+
+    def _check(self, topic: str, device_kid: str, vehicle: str, grant_id: str) -> None:
+        if device_kid in self._revoked:
+            raise EnvelopeRejected(f"device {device_kid} was struck off", reason="revoked-device")
+        levels = topic.split("/")
+        if len(levels) != 6 or levels[2] != vehicle or levels[5] != grant_id:
+            raise EnvelopeRejected(
+                "the message came on a topic of another vehicle or grant", reason="wrong-topic"
+            )
 
 
 def publish_policy(vehicle: str, token: str | bytes, broker: BrokerAddress) -> None:
@@ -203,7 +241,7 @@ def push_policy(
 
     base = f"{PREFIX}/{_level('vehicle', vehicle)}"
     session = Session(
-        broker, client_id=f"platform-{uuid.uuid4()}", topic=f"{base}/policy/ack", arrived=arrived
+        broker, client_id=f"platform-{uuid.uuid4()}", topics=[f"{base}/policy/ack"], arrived=arrived
     )
     try:
         session.publish_retained(f"{base}/policy", token)
@@ -215,15 +253,6 @@ def push_policy(
         ) from exc
     finally:
         session.close()
-
-
-def _check_topic(topic: str, opened: Opened) -> None:
-    header = opened.header
-    levels = topic.split("/")
-    if len(levels) != 6 or levels[2] != header.vehicle or levels[5] != header.grant_id:
-        raise EnvelopeRejected(
-            "the envelope came on a topic of another vehicle or grant", reason="wrong-topic"
-        )
 
 
 def _level(what: str, found: str) -> str:

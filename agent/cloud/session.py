@@ -10,7 +10,7 @@ import logging
 import queue
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class Arrived:
 
 
 class Session:
-    """A connected client with at most one subscription."""
+    """A connected client."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Session:
         *,
         client_id: str,
         session_s: int = 0,
-        topic: str | None = None,
+        topics: Sequence[str] = (),
         arrived: Callable[[Arrived], None] = lambda _: None,
     ) -> None:
         """Connect and subscribe.
@@ -65,13 +65,13 @@ class Session:
             broker: Where.
             client_id: Names the session.
             session_s: How long the broker keeps it; 0: messages are acknowledged at once.
-            topic: The subscription, or None.
+            topics: The subscriptions.
             arrived: Called with each message in paho's thread.
 
         Raises:
             UplinkError: The broker is not there, or does not let us in.
         """
-        self._topic = topic
+        self._topics = [(topic, 1) for topic in topics]
         self._arrived = arrived
         self._connection = 0
         self._outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -151,10 +151,10 @@ class Session:
         self._connection += 1
         if reason.is_failure:
             self._outcome.put(str(reason))
-        elif self._topic is None:
+        elif not self._topics:
             self._outcome.put(None)
         else:
-            client.subscribe(self._topic, qos=1)
+            client.subscribe(self._topics)
 
     def _on_subscribe(
         self,

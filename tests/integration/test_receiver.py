@@ -17,6 +17,7 @@ from agent.cloud.receiver import (
     push_policy,
 )
 from agent.core.ack import Ack, sign_ack
+from agent.core.gap import Gap, sign_gap
 from agent.core.jws import unsafe_unverified_payload
 from agent.edge.keys import client_tls
 from agent.errors import PolicyRejected, UplinkError
@@ -274,3 +275,68 @@ def test_a_vehicle_that_does_not_answer_in_time_is_told(broker: Broker, pki: Pki
         assert wait_until(late.payloads) == [token.encode()]
     with pytest.raises(PolicyRejected):
         push_policy(VEHICLE, "no token", platform, devices={}, timeout_s=0.2)
+
+
+def test_a_file_keeps_an_envelope_from_coming_twice_over_restarts(
+    broker: Broker, pki: Pki, vehicle: Peer, tmp_path: Path
+) -> None:
+    """And a receiver that dies over one gets it again."""
+    inbox = tmp_path / "inbox"
+    first, second = sealed(1), sealed(2)
+    with receiver(broker, pki, inbox=inbox) as found:
+        vehicle.publish(TOPIC, first)
+        vehicle.publish(TOPIC, second)
+        assert [item.header.n for item in islice(found, 2)] == [1, 2]  # type: ignore[union-attr]
+    with receiver(broker, pki, inbox=inbox) as again:
+        vehicle.publish(TOPIC, first)
+        vehicle.publish(TOPIC, sealed(3))
+        assert [item.header.n for item in islice(again, 2)] == [2, 3]  # type: ignore[union-attr]
+        assert again.duplicates == 1
+
+
+def test_a_recipient_knows_what_it_misses_and_why(broker: Broker, pki: Pki, vehicle: Peer) -> None:
+    """Signed records come on a topic beside the data's; what nobody explains is lost."""
+    gap_topic = TOPIC.replace("/data/", "/gap/")
+    record = Gap("veh-1", sealing.device().kid, "gr_1", 2, 4, "evicted", 1)
+    with receiver(broker, pki) as found:
+        for n in (1, 5, 7):
+            vehicle.publish(TOPIC, sealed(n))
+        vehicle.publish(gap_topic, sign_gap(record, sealing.device()))
+        vehicle.publish(gap_topic.replace("gr_1", "gr_2"), sign_gap(record, sealing.device()))
+        vehicle.publish(TOPIC, sealed(8))
+        items = list(islice(found, 5))
+        found.settle()
+        missing = found.missing()
+
+    rejected = [item.error.reason for item in items if isinstance(item, Rejected)]
+    assert rejected == ["wrong-topic"]
+    assert [(run.first_n, run.last_n, run.why) for run in missing] == [
+        (2, 4, "evicted"),
+        (6, 6, "lost"),
+    ]
+
+
+def test_a_device_that_was_struck_off_is_believed_no_more(
+    broker: Broker, pki: Pki, vehicle: Peer
+) -> None:
+    """From that moment on, also what it signed before; an unknown one never was."""
+    struck: set[str] = set()
+    with receiver(broker, pki, revoked=struck) as found:
+        items = iter(found)
+        vehicle.publish(TOPIC, sealed(1))
+        assert isinstance(next(items), Opened)
+        struck.add(sealing.device().kid)
+        vehicle.publish(TOPIC, sealed(2))
+        record = Gap("veh-1", sealing.device().kid, "gr_1", 3, 4, "evicted", 1)
+        vehicle.publish(TOPIC.replace("/data/", "/gap/"), sign_gap(record, sealing.device()))
+        refused = [next(items), next(items)]
+        unknown = Cloud().device
+        other = Gap("veh-1", unknown.kid, "gr_1", 3, 4, "evicted", 1)
+        vehicle.publish(TOPIC.replace("/data/", "/gap/"), sign_gap(other, unknown))
+        refused.append(next(items))
+
+    assert [item.error.reason for item in refused if isinstance(item, Rejected)] == [
+        "revoked-device",
+        "revoked-device",
+        "unknown-device",
+    ]
