@@ -26,6 +26,8 @@ from agent.core.units import IDENTITY, Conversion, conversion, same_unit
 MAX_CANDIDATES = 5  # Named in a warning.
 _ELSEWHERE = "the mapping takes it only from the bus "
 MAX_COMPARED = 500  # Names that a wrong one is compared with; each costs some 20 us.
+_FRAME_BYTES = 8
+_FD_BYTES = 64
 _BEGIN = 3  # Characters that a misspelled name has in common with the right one, as in length.
 
 
@@ -41,6 +43,7 @@ class Bound:
         message: The DBC message's name.
         can_id: The message's id as Linux canid_t; for J1939 as the DBC gives it.
         is_j1939: The message is matched by its PGN.
+        length: The message's bytes; at least what the signals need that are taken.
         field: The signal's layout and conversion.
         conditions: Signals of the same message that must have these physical values.
         conversion: From the entry's unit to the catalogue's.
@@ -53,9 +56,15 @@ class Bound:
     message: str
     can_id: int
     is_j1939: bool
+    length: int
     field: Field
     conditions: tuple[tuple[Field, int], ...]
     conversion: Conversion
+
+    @property
+    def is_transported(self) -> bool:
+        """Whether the message comes in several frames of a transport protocol."""
+        return self.entry.isotp is not None or (self.is_j1939 and self.length > _FRAME_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,7 @@ class _Candidate:
     message: str
     can_id: int
     is_j1939: bool
+    length: int
     field: Field
     siblings: dict[str, Field]
 
@@ -165,8 +175,10 @@ def _index(dbcs: Sequence[DbcFile]) -> dict[str, list[_Candidate]]:
                 signal.name: field_of(message, signal.name, is_j1939=j1939)
                 for signal in message.signals
             }
+            reach = max((field.last_byte + 1 for field in fields.values()), default=0)
+            length = max(message.length, reach)
             for name, field in fields.items():
-                candidate = _Candidate(message.name, can_id, j1939, field, fields)
+                candidate = _Candidate(message.name, can_id, j1939, length, field, fields)
                 for key in (name, f"{message.name}.{name}"):
                     known = index.setdefault(key, [])
                     if not any(
@@ -196,12 +208,20 @@ def _bind_entry(
         message=candidate.message,
         can_id=candidate.can_id,
         is_j1939=candidate.is_j1939,
+        length=candidate.length,
         field=candidate.field,
         conditions=tuple((_sibling(name, candidate), value) for name, value in entry.multiplexer),
         conversion=_conversion(entry, vss),
     )
     if entry.source is not None and not candidate.is_j1939:
         raise _Unusable(f"source is given, but {candidate.message} is not a J1939 message")
+    if entry.isotp is not None and candidate.is_j1939:
+        raise _Unusable(f"transport is given, but {candidate.message} is a J1939 message")
+    if candidate.length > _FD_BYTES and not made.is_transported:
+        notes.append(
+            f"{entry.path}: {candidate.message} has {candidate.length} bytes, more than any frame; "
+            "where it comes by ISO-TP the mapping says transport: isotp"
+        )
     unit, dbc_unit = entry.unit or vss.unit, candidate.field.unit
     if (
         is_numeric(vss.datatype)

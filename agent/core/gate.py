@@ -3,15 +3,19 @@
 Rules:
  * A signal that no take names is in no tap, so it is never decoded; each that is wanted is
    extracted once for all takes.
+ * What a transport protocol carries is taken from the message, never from the frames that bring
+   it: those stand in the gate with a tap of their own, and only where a take needs the message.
  * A J1939 message is matched by its PGN (SAE J1939-21): priority and source address do not count,
    for PDU1 the destination neither. All sources feed one stream unless the mapping names one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.core.binding import Bound
 from agent.core.decode import Field, compile_extract
+from agent.core.j1939tp import PGN_CM, PGN_DT
+from agent.core.mapping import IsoTp
 from agent.core.model import Value
 from agent.core.pgn import pgn_of
 from agent.core.take import Take
@@ -48,7 +52,38 @@ class Tap:
     picks: tuple[Pick, ...]
 
 
-Taps = tuple[Tap, ...]
+@dataclass(frozen=True, slots=True)
+class IsoTpTap:
+    """What may be taken from the messages that frames of one identifier carry by ISO 15765-2.
+
+    Attributes:
+        isotp: How they are addressed, and where the DBC begins to count.
+        keep: Bytes that the DBC knows.
+    """
+
+    isotp: IsoTp
+    keep: int
+    tap: Tap
+
+
+@dataclass(frozen=True, slots=True)
+class J1939Tap:
+    """What may be taken from the messages that J1939-21 transport carries on a bus.
+
+    Attributes:
+        groups: PGN -> source address -> taps, as in a plan, of the groups that are too long for a
+            frame.
+    """
+
+    groups: Mapping[int, Mapping[int | None, "Taps"]]
+
+    def wants(self, pgn: int, source: int) -> bool:
+        """Tell whether anything may be taken from a group of this source."""
+        by_source = self.groups.get(pgn, {})
+        return bool(by_source.get(source, by_source.get(None, ())))
+
+
+Taps = tuple[Tap | IsoTpTap | J1939Tap, ...]
 
 
 def compile_gate(
@@ -63,15 +98,22 @@ def compile_gate(
     exact: dict[str | None, dict[int, Taps]] = {name: {} for name in named_buses}
     pgns: dict[str | None, dict[int, dict[int | None, Taps]]] = {}
     by_id: dict[tuple[str | None, int], _TapBuilder] = {}
+    by_message: dict[tuple[str | None, int, IsoTp, int], _TapBuilder] = {}
     by_pgn: dict[tuple[str | None, int], list[tuple[Take, Bound]]] = {}
     for item in wanted:
         bound = item[1]
         if bound.is_j1939:
             by_pgn.setdefault((bound.bus, pgn_of(bound.can_id)), []).append(item)
+        elif bound.entry.isotp is not None:
+            key = (bound.bus, bound.can_id, bound.entry.isotp, bound.length)
+            by_message.setdefault(key, _TapBuilder()).add(*item)
         else:
             by_id.setdefault((bound.bus, bound.can_id), _TapBuilder()).add(*item)
     for (bus, can_id), builder in by_id.items():
         exact.setdefault(bus, {})[can_id] = (builder.build(),)
+    for (bus, can_id, isotp, length), builder in by_message.items():
+        of_id = exact.setdefault(bus, {})
+        of_id[can_id] = (*of_id.get(can_id, ()), IsoTpTap(isotp, length, builder.build()))
     for (bus, pgn), items in by_pgn.items():
         sources = {bound.entry.source for _, bound in items}
         by_source: dict[int | None, Taps] = {}
@@ -83,7 +125,24 @@ def compile_gate(
             by_source[source] = (builder.build(),) if fitting else ()
         pgns.setdefault(bus, {})[pgn] = by_source
         exact.setdefault(bus, {})
+    _add_transport(wanted, pgns)
     return exact, pgns
+
+
+def _add_transport(
+    wanted: Sequence[tuple[Take, Bound]],
+    pgns: Mapping[str | None, dict[int, dict[int | None, Taps]]],
+) -> None:
+    """Add the groups that carry the wanted ones that are too long for a frame."""
+    long: dict[str | None, set[int]] = {}
+    for _, bound in wanted:
+        if bound.is_j1939 and bound.is_transported:
+            long.setdefault(bound.bus, set()).add(pgn_of(bound.can_id))
+    for bus, groups in long.items():
+        carried = J1939Tap({pgn: pgns[bus][pgn] for pgn in groups - {PGN_CM, PGN_DT}})
+        for pgn in (PGN_CM, PGN_DT):
+            known = pgns[bus].get(pgn, {None: ()})
+            pgns[bus][pgn] = {source: (*taps, carried) for source, taps in known.items()}
 
 
 class _TapBuilder:

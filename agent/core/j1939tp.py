@@ -15,6 +15,8 @@ Rules:
  * Only announcements of wanted groups open a session; packets without one are not looked at.
  * A broadcast that misses a packet cannot be completed. In a connection the receiver may ask for
    packets again, and what is sent again counts.
+ * A packet that comes twice at once counts once; any other out of turn ends a broadcast. So packets
+   of two messages never mix, even where the announcement of the second was missed.
  * Time is that of the frames: a session ends when its next frame is later than the standard lets it
    be. A session is given up for another one only where there are too many.
 """
@@ -22,6 +24,7 @@ Rules:
 from collections.abc import Callable
 
 from agent.core.model import CAN_EFF_FLAG, NS_PER_MS
+from agent.core.pgn import is_pdu1
 
 PGN_CM = 0xEC00
 PGN_DT = 0xEB00
@@ -30,13 +33,28 @@ MAX_SESSIONS = 64  # On one bus; 110 KiB at the most.
 
 _RTS, _CTS, _END_OF_MESSAGE, _BAM, _ABORT = 16, 17, 19, 32, 255
 _T1_NS = 750 * NS_PER_MS  # 5.10.2.4: between two packets of a broadcast.
+_REPEAT_NS = (
+    5 * NS_PER_MS
+)  # A controller may deliver a frame twice (ISO 11898-1); nobody is faster.
 _T3_NS = 1250 * NS_PER_MS  # The longest wait in a connection, T2 and T3.
 _PACKET = 7
 _FRAME = 8
 _FIRST_SIZE = 9  # What fits a frame is sent as one.
-_PDU2_FIRST_FORMAT = 240  # 5.2.3: below it the group's low byte is the destination.
 
 Wanted = Callable[[int, int], bool]  # (PGN, source address)
+
+
+def announced(can_id: int, data: bytes) -> int | None:
+    """Return the identifier that a group would have in one frame, where a frame announces it."""
+    if can_id >> 8 & 0x3FF00 != PGN_CM or len(data) != _FRAME or data[0] not in (_RTS, _BAM):
+        return None
+    return _identifier(int.from_bytes(data[5:8], "little"), can_id, can_id >> 26 & 7)
+
+
+def _identifier(pgn: int, can_id: int, priority: int) -> int:
+    """Return the identifier of a group from the source (and to the destination) of a frame."""
+    low = can_id & 0xFFFF if is_pdu1(pgn) else can_id & 0xFF
+    return CAN_EFF_FLAG | priority << 26 | (pgn & 0x3FFFF) << 8 | low
 
 
 class _Session:
@@ -94,7 +112,7 @@ class J1939Reassembly:
         if len(data) < 2:
             return None
         if can_id >> 8 & 0x3FF00 == PGN_DT:
-            return self._packet(t_ns, (source, destination), data)
+            return self._packet(t_ns, can_id, (source, destination), data)
         if len(data) == _FRAME:
             self._managed(t_ns, source, destination, data, priority=can_id >> 26 & 7)
         return None
@@ -131,16 +149,19 @@ class J1939Reassembly:
         self, t_ns: int, key: tuple[int, int], pgn: int, *, count: int, first: int
     ) -> None:
         session = self._sessions.get(key)
-        if session is None or session.pgn != pgn or session.is_broadcast:
+        if session is None or session.is_broadcast:
             return
-        if session.is_late(t_ns) or (count and first > session.expected):
-            self._give_up(key, None)  # The receiver has a packet that did not come by here.
+        # Another group: its announcement was missed. A later packet: one did not come by here.
+        if session.pgn != pgn or session.is_late(t_ns) or (count and first > session.expected):
+            self._give_up(key, None)
             return
         session.last_ns = t_ns
         if count and first:
             session.expected = first
 
-    def _packet(self, t_ns: int, key: tuple[int, int], data: bytes) -> tuple[int, bytes] | None:
+    def _packet(
+        self, t_ns: int, can_id: int, key: tuple[int, int], data: bytes
+    ) -> tuple[int, bytes] | None:
         session = self._sessions.get(key)
         if session is None:
             return None
@@ -151,7 +172,7 @@ class J1939Reassembly:
             return None
         packet = data[1 : 1 + min(_PACKET, len(session.data) - at)]
         if number != session.expected:
-            self._out_of_turn(t_ns, key, session, number, packet)
+            self._out_of_turn(t_ns, key, session, number)
             return None
         if len(packet) < min(_PACKET, len(session.data) - at):
             self._give_up(key, None)
@@ -162,22 +183,13 @@ class J1939Reassembly:
         if session.expected <= session.packets:
             return None
         del self._sessions[key]
-        low = key[1] << 8 if session.pgn >> 8 & 0xFF < _PDU2_FIRST_FORMAT else 0
-        can_id = CAN_EFF_FLAG | session.priority << 26 | session.pgn << 8 | low | key[0]
-        return can_id, bytes(session.data)
+        return _identifier(session.pgn, can_id, session.priority), bytes(session.data)
 
-    def _out_of_turn(
-        self, t_ns: int, key: tuple[int, int], session: _Session, number: int, packet: bytes
-    ) -> None:
-        """Let a packet pass that is repeated, or that a receiver can ask for; else give up."""
-        at = (number - 1) * _PACKET
-        if number < session.expected:
-            passes = session.data[at : at + len(packet)] == packet
-        else:
-            passes = not session.is_broadcast
-        if passes:
-            session.last_ns = t_ns
-        else:
+    def _out_of_turn(self, t_ns: int, key: tuple[int, int], session: _Session, number: int) -> None:
+        """Let a packet pass that came twice, or that a receiver can ask for; else give up."""
+        # What is in it does not count: bits that nobody may have decide nothing.
+        came_twice = number == session.expected - 1 and t_ns - session.last_ns <= _REPEAT_NS
+        if not came_twice and (session.is_broadcast or number < session.expected):
             self._give_up(key, None)
 
     def _give_up(self, key: tuple[int, int], pgn: int | None) -> None:

@@ -2,7 +2,7 @@
 
 The file is a COVESA VSS overlay: YAML (`.vspec`), where a leaf stands under its full path, or a
 JSON or YAML tree with `children`. The leaf's keys are those of KUKSA's CAN provider (`dbc2vss`, or
-`dbc`), so its own files load unchanged; `bus`, `source` and `valid` are ours:
+`dbc`), so its own files load unchanged; those from `bus` on are ours:
 
     Vehicle.Speed:
       datatype: float
@@ -17,36 +17,44 @@ JSON or YAML tree with `children`. The leaf's keys are those of KUKSA's CAN prov
         bus: body                 only on this bus
         source: 0x17              only from this J1939 source address
         valid: [0, 250]           in the catalogue's unit; outside is dropped
+        transport: isotp          the DBC describes a message that ISO 15765-2 carries, from its
+                                  first byte on; isotp-length: from the low byte of its length on
+        address: 0xF1             with transport: the target address of extended addressing
 
 Rules:
  * Which DBC signal a name means is not decided here, but in `binding`.
  * A key that this module does not know makes a warning; a known key with a wrong value makes the
    file wrong, and all faults of a file are told at once.
- * Only `true` and `false` are booleans: a choice called ON, off or No in a DBC stays text.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from agent.core.expression import ExpressionError, Number, compile_expression
+from agent.core.mappingtree import FORMAT_HINT, read_leaves
 from agent.core.model import NS_PER_MS, Value
 from agent.errors import MappingError
 
-MAX_BYTES = 16 * 1024 * 1024  # A full VSS tree as JSON is half a megabyte.
-MAX_DEPTH = 64
 DEFAULT_INTERVAL_MS = 1000  # KUKSA: neither interval_ms nor on_change is given.
 
 _BEYOND = 1e300  # As for the numbers of a DBC: what is computed with them stays a double.
-_HINT = "the format is described in docs/mapping.md"
-_LEAF_TYPES = ("sensor", "actuator", "attribute")
 _KNOWN_KEYS = frozenset(
-    ("signal", "interval_ms", "on_change", "transform", "multiplexer", "bus", "source", "valid")
+    (
+        *(
+            "signal",
+            "interval_ms",
+            "on_change",
+            "transform",
+            "multiplexer",
+            "bus",
+            "source",
+            "valid",
+        ),
+        *("transport", "address"),
+    )
 )
+_TRANSPORTS = {"isotp": False, "isotp-length": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,19 @@ class Choice:
 
     source: Value
     target: Value
+
+
+@dataclass(frozen=True, slots=True)
+class IsoTp:
+    """How a message that ISO 15765-2 carries is addressed, and where the DBC begins to count.
+
+    Attributes:
+        with_length: The DBC's byte 0 is the low byte of the length, as in a single frame.
+        address: The target address that frames begin with; None: normal addressing.
+    """
+
+    with_length: bool
+    address: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +94,7 @@ class Entry:
         bus: The only bus it is taken from, or None for all.
         source: The only J1939 source address, or None for all.
         valid: Lowest and highest value that is believed, in the catalogue's unit, or None.
+        isotp: The signal's message comes by ISO 15765-2; None: it is a frame, or J1939.
     """
 
     path: str
@@ -86,6 +108,7 @@ class Entry:
     bus: str | None = None
     source: int | None = None
     valid: tuple[float, float] | None = None
+    isotp: IsoTp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +136,10 @@ def parse_mapping(data: bytes, *, name: str) -> VehicleMapping:
     Raises:
         MappingError: Not YAML or JSON, or keys with wrong values; all of them are named.
     """
-    tree = _parse_tree(data, name)
-    if not isinstance(tree, dict):
-        raise MappingError("holds no mapping from VSS paths to signals", file=name, hint=_HINT)
     entries: dict[str, Entry] = {}
     warnings: list[str] = []
     faults: list[str] = []
-    for path, node in _leaves(tree, "", 0):
+    for path, node in read_leaves(data, name=name):
         wanted = node.get("dbc2vss", node.get("dbc"))
         if wanted is None:
             continue
@@ -132,7 +152,7 @@ def parse_mapping(data: bytes, *, name: str) -> VehicleMapping:
         if entry is not None:
             entries[path] = entry
     if faults:
-        raise MappingError("; ".join(faults), file=name, hint=_HINT)
+        raise MappingError("; ".join(faults), file=name, hint=FORMAT_HINT)
     return VehicleMapping(name, tuple(entries.values()), tuple(warnings))
 
 
@@ -164,6 +184,7 @@ class _LeafReader:
         valid = self._get(raw, "valid", None, "[lowest, highest]", _is_range)
         if unit is not None and not isinstance(unit, str):
             self.fault("unit", "must be text")
+        isotp = self._isotp(raw)
         math_fn, choices = self._transform(raw.get("transform"))
         multiplexer = self._multiplexer(raw.get("multiplexer"))
         if len(self._faults) > before:
@@ -180,6 +201,7 @@ class _LeafReader:
             bus=bus,
             source=source,
             valid=None if valid is None else (valid[0], valid[1]),
+            isotp=isotp,
         )
 
     def _get(
@@ -190,6 +212,16 @@ class _LeafReader:
         if not fits(raw[key]):
             self.fault(key, f"must be {want}")
         return raw[key]
+
+    def _isotp(self, raw: Mapping[str, Any]) -> IsoTp | None:
+        want = " or ".join(_TRANSPORTS)
+        transport = self._get(raw, "transport", None, want, lambda v: v in tuple(_TRANSPORTS))
+        address = self._get(raw, "address", None, "a target address, 0 to 255", _is_byte)
+        if transport is None and address is not None:
+            self.fault("address", "stands without transport")
+        if not isinstance(transport, str) or transport not in _TRANSPORTS:
+            return None
+        return IsoTp(with_length=_TRANSPORTS[transport], address=address)
 
     def _transform(
         self, raw: Any
@@ -249,6 +281,10 @@ def _is_address(value: Any) -> bool:
     return _is_int(value) and 0 <= value <= 253  # SAE J1939-81: 254 is the null address, 255 global
 
 
+def _is_byte(value: Any) -> bool:
+    return _is_int(value) and 0 <= value <= 0xFF
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
@@ -269,81 +305,3 @@ def _is_range(value: Any) -> bool:
         and all(map(_is_number, value))
         and value[0] <= value[1]
     )
-
-
-def _leaves(node: dict[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Yield (path, leaf) of a tree with `children`, or of a flat overlay."""
-    if depth > MAX_DEPTH:
-        return
-    for key, child in node.items():
-        if not isinstance(child, dict) or not isinstance(key, str):
-            continue
-        path = f"{prefix}.{key}" if prefix else key
-        if isinstance(child.get("children"), dict):
-            yield from _leaves(child["children"], path, depth + 1)
-        elif child.get("type") in _LEAF_TYPES or "dbc2vss" in child or "dbc" in child:
-            yield path, child
-        elif child.get("type") != "branch":
-            yield from _leaves(child, path, depth + 1)
-
-
-def _parse_tree(data: bytes, name: str) -> Any:
-    if len(data) > MAX_BYTES:
-        raise MappingError(
-            f"{len(data)} bytes; at most {MAX_BYTES} are read", file=name, hint=_HINT
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
-        raise MappingError("not UTF-8", file=name, line=line, hint="save it as UTF-8") from exc
-    try:
-        if text.lstrip().startswith("{"):
-            return json.loads(text, object_pairs_hook=_unique)
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
-    except json.JSONDecodeError as exc:
-        raise MappingError(f"not JSON: {exc.msg}", file=name, line=exc.lineno, hint=_HINT) from exc
-    except yaml.MarkedYAMLError as exc:
-        at = exc.problem_mark.line + 1 if exc.problem_mark else None
-        raise MappingError(f"not YAML: {exc.problem}", file=name, line=at, hint=_HINT) from exc
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as exc:
-        raise MappingError(
-            "not YAML or JSON that a mapping can be read from", file=name, hint=_HINT
-        ) from exc
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return made
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML: YAML 1.2 booleans, no aliases (they can swell), no duplicate keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not read", None)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
-        made = super().construct_mapping(node, deep=deep)
-        if len(made) != len(node.value):
-            mark = node.start_mark
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", mark)
-        return made
-
-
-# SafeLoader's table without its YAML 1.1 booleans (yes, no, on, off), dates and merge keys.
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if not tag.endswith((":bool", ":timestamp", ":merge"))
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)

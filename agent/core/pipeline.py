@@ -4,6 +4,8 @@ Rules:
  * The pipeline has no clock: `feed` brings time with each frame, `tick` without one. The daemon and
    `replay` run this very code, so the same frames and plans give the same samples, byte for byte.
  * A frame that the plan does not name changes nothing, not even what time it is.
+ * A frame of a transport protocol changes nothing by itself either: the message that it completes
+   counts as a frame of that moment.
  * What enters the window of an aggregate is no sample. A window gives its samples when a granted
    frame or a tick shows that it is over, and at stop what it holds by then.
  * A batch holds one grant. It closes by age or by count, when the plan is swapped and at stop; age
@@ -20,6 +22,9 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import groupby
 
+from agent.core.isotp import IsoTpReassembly
+from agent.core.j1939tp import J1939Reassembly
+from agent.core.joint import Joints
 from agent.core.model import NS_PER_MS, NS_PER_S, Batch, Frame, Value
 from agent.core.plan import Plan, Take, Tap, empty_plan
 from agent.core.track import OpenBatch, Share, TakeCounts, Track
@@ -33,6 +38,7 @@ _GATE_CACHE = (
     8192  # Ids whose answer is kept per bus; babbling ids beyond it are looked up each time.
 )
 
+_Taps = list[tuple[Tap, list[Track]]]
 OnSample = Callable[[Take, int, Value], None]
 
 
@@ -73,7 +79,8 @@ class Pipeline:
         # is taken in the order of the policy, as what comes in one frame is.
         self._waiting: list[tuple[int, int, int, Track]] = []
         self._order = 0
-        self._gate: dict[str, dict[int, list[tuple[Tap, list[Track]]] | None]] = {}
+        self._gate: dict[str, dict[int, _Taps | _Joint | None]] = {}
+        self._joints = Joints()
         self._plan = empty_plan()
         self.swap(plan or self._plan)
 
@@ -91,6 +98,7 @@ class Pipeline:
         self._settle(live, wanted)
         before, self._tracks, self._batches = self._rested | self._tracks, {}, {}
         self._waiting, self._gate, self._plan = [], {}, plan
+        self._joints.swap(plan)
         for index, (key, takes) in enumerate(wanted.items()):
             batch = self._batches.setdefault(takes[0].grant_id, OpenBatch())
             track = Track(takes, batch, index)
@@ -145,6 +153,9 @@ class Pipeline:
                 taps = self._look_up(bus, can_id)
             if taps is None or not from_ns <= t_ns < until_ns:
                 continue
+            if isinstance(taps, _Joint):
+                self._join(taps, t_ns, bus, can_id, data)
+                continue
             if self._waiting and t_ns >= self._waiting[0][0]:
                 self._release(t_ns)
             for tap, tracks in taps:
@@ -180,16 +191,44 @@ class Pipeline:
         """
         return {key: track.counts() for key, track in (self._rested | self._tracks).items()}
 
-    def _look_up(self, bus: str, can_id: int) -> list[tuple[Tap, list[Track]]] | None:
+    def _look_up(self, bus: str, can_id: int) -> "_Taps | _Joint | None":
         """Answer for an id that was not seen before under this plan, and remember the answer."""
         taps = self._plan.taps(bus, can_id)
-        made = [
-            (tap, [self._tracks[p.take.grant_id, p.take.path] for p in tap.picks]) for tap in taps
-        ]
+        parts = self._joints.split(bus, can_id, taps)
+        made: _Taps | _Joint = self._with_tracks(parts.plain)
+        if parts.isotp or parts.j1939 is not None:
+            isotp = [(line, self._with_tracks((tap,))) for line, tap in parts.isotp]
+            made = _Joint(self._with_tracks(parts.plain), isotp, parts.j1939)
         known = self._gate.setdefault(bus, {})
         if len(known) < _GATE_CACHE:
             known[can_id] = made or None
         return made or None
+
+    def _with_tracks(self, taps: Iterable[Tap]) -> "_Taps":
+        return [
+            (tap, [self._tracks[p.take.grant_id, p.take.path] for p in tap.picks]) for tap in taps
+        ]
+
+    def _join(self, joint: "_Joint", t_ns: int, bus: str, can_id: int, data: bytes) -> None:
+        """Take from a frame that may be a part of a message, and from the message it completes."""
+        if joint.plain:
+            self._take(joint.plain, t_ns, data)
+        for line, taps in joint.isotp:
+            message = line.feed(t_ns, data)
+            if message is not None:
+                self._take(taps, t_ns, message)
+        if joint.j1939 is not None:
+            whole = joint.j1939.feed(t_ns, can_id, data)
+            if whole is not None:
+                found = self._look_up(bus, whole[0])
+                if isinstance(found, list):
+                    self._take(found, t_ns, whole[1])
+
+    def _take(self, taps: "_Taps", t_ns: int, data: bytes) -> None:
+        if self._waiting and t_ns >= self._waiting[0][0]:
+            self._release(t_ns)
+        for tap, tracks in taps:
+            self._pick(tap, tracks, t_ns, data)
 
     def _pick(self, tap: Tap, tracks: list[Track], t_ns: int, data: bytes) -> None:
         raws: tuple[int | float | None, ...] | None = None
@@ -308,6 +347,22 @@ class Pipeline:
         for track in batch.tracks:
             for share in track.shares:
                 share.clear()
+
+
+class _Joint:
+    """The gate's answer for an identifier whose frames are, or may be, parts of messages."""
+
+    __slots__ = ("isotp", "j1939", "plain")
+
+    def __init__(
+        self,
+        plain: _Taps,
+        isotp: list[tuple[IsoTpReassembly, _Taps]],
+        j1939: J1939Reassembly | None,
+    ) -> None:
+        self.plain = plain
+        self.isotp = isotp
+        self.j1939 = j1939
 
 
 def _meets(

@@ -19,6 +19,7 @@ from operator import itemgetter
 
 from agent.core.binding import Binding, Bound
 from agent.core.catalogue import Catalogue
+from agent.core.j1939tp import announced
 from agent.core.model import NS_PER_MS, Frame, Sample, Value
 from agent.core.pipeline import Pipeline, TakeCounts
 from agent.core.plan import Plan, Skipped, Take, compile_plan, is_j1939_id, pgn_of
@@ -88,6 +89,7 @@ class Replay:
         self._closed: dict[tuple[str, str], dict[str, Skipped]] = {}
         self._seen: Counter[tuple[str, int]] = Counter()
         self._now_ns: int | None = None
+        self._has_long_groups = any(b.is_j1939 and b.is_transported for b in binding.bound)
 
     def feed(self, frames: Sequence[Frame]) -> None:
         """Take what the policy allows from the next frames of the recording.
@@ -102,6 +104,8 @@ class Replay:
         if self._now_ns is None:
             self._plan_for(times[0])
         self._seen.update([(frame[1], frame[2]) for frame in frames])
+        if self._has_long_groups:
+            self._see_announcements(frames)
         plan = self._pipeline.plan
         if plan.from_ns <= first and last < plan.until_ns:
             self._pipeline.feed(frames)
@@ -185,6 +189,13 @@ class Replay:
 
     def _remember(self) -> None:
         self._counts |= self._pipeline.counts()
+
+    def _see_announcements(self, frames: Sequence[Frame]) -> None:
+        """Count a group that transport carries as a frame of it."""
+        for _, bus, can_id, data in frames:
+            group = announced(can_id, data) if is_j1939_id(can_id) else None
+            if group is not None:
+                self._seen[bus, group] += 1
 
     def _frames_by_path(self) -> dict[str, int]:
         """Count the frames of each mapped path's messages, taken or not."""

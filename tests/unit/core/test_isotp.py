@@ -107,7 +107,7 @@ def test_a_length_of_32_bits_is_read_and_only_what_is_wanted_is_kept() -> None:
 
 
 @given(st.data())
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_a_line_that_loses_repeats_and_swaps_frames_gives_what_can_isotp_receives(
     data: st.DataObject,
 ) -> None:

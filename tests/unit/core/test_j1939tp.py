@@ -94,7 +94,7 @@ def test_a_connection_is_put_together(length: int, window: int) -> None:
 
 
 @given(st.data())
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 def test_sessions_run_side_by_side(data: st.DataObject) -> None:
     queues = []
     for index in range(data.draw(st.integers(2, 5))):
@@ -113,9 +113,12 @@ def test_sessions_run_side_by_side(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=100)
+@settings(deadline=None, max_examples=100)
 def test_losses_repetitions_and_swaps_never_mix_messages(data: st.DataObject) -> None:
-    """What comes out was sent; of what nobody touched everything comes out."""
+    """What comes out was sent; of what nobody touched everything comes out.
+
+    Only the length may be that of the announcement before, of the same group, where one was missed.
+    """
     messages = [
         bytes([index * 16 + k & 0xFF for k in range(data.draw(st.integers(9, 50)))])
         for index in range(3)
@@ -134,24 +137,47 @@ def test_losses_repetitions_and_swaps_never_mix_messages(data: st.DataObject) ->
                 frames.pop(at)
             case "repeat":
                 frames.insert(at, frames[at])
-            case _:
+            case _ if frames[at][0] == frames[at + 1][0]:  # Between messages nobody could tell.
                 frames[at], frames[at + 1] = frames[at + 1], frames[at]
 
     got = [message for _, message in put_together(everything(), [frame for _, frame in frames])]
 
-    assert set(got) <= set(messages)
+    padded = [message + bytes([0xFF]) * 50 for message in messages]
+    assert all(any(whole.startswith(message) for whole in padded) for message in got)
     for index, message in enumerate(messages):
         if index not in touched and index - 1 not in touched and index + 1 not in touched:
             assert message in got
 
 
-def test_a_packet_that_is_repeated_counts_once_and_a_changed_one_ends_the_message() -> None:
+def test_a_packet_that_comes_twice_at_once_counts_once_whatever_is_in_it() -> None:
+    """Bits that no grant covers must not decide whether there is a sample."""
     announced, *packets = sent(PGN, 0x17, 0xFF, bytes(range(20)))
     changed = (packets[0][0], packets[0][1][:-1] + b"\xee")
+    for again in (packets[0], changed):
+        frames = [announced, packets[0], again, *packets[1:]]
+        assert [m for _, m in put_together(everything(), frames)] == [bytes(range(20))]
+        assert put_together(everything(), frames, 6 * MS) == []
 
-    repeated = put_together(everything(), [announced, packets[0], packets[0], *packets[1:]])
-    assert [message for _, message in repeated] == [bytes(range(20))]
-    assert put_together(everything(), [announced, packets[0], changed, *packets[1:]]) == []
+
+@pytest.mark.parametrize("destination", [0xFF, 0x42])
+def test_packets_of_a_message_whose_announcement_was_missed_never_mix(destination: int) -> None:
+    pgn = PGN if destination == 0xFF else PEER
+    first = sent(pgn, 0x17, destination, b"\x01" * 30)
+    second = sent(pgn, 0x17, destination, b"\x02" * 30)
+    packets = [frame for frame in second if is_packet(frame)]
+    for kept in range(1, 6):
+        begun = [*(f for f in first if not is_packet(f)), *(f for f in first if is_packet(f))][
+            :kept
+        ]
+        for _, message in put_together(everything(), [*begun, *packets], 50 * MS):
+            assert message in (b"\x01" * 30, b"\x02" * 30)
+
+
+def test_a_clear_to_send_for_another_group_ends_the_session() -> None:
+    announced, cleared, *packets = sent(PEER, 0x17, 0x42, bytes(20))
+    other = (cleared[0], cleared[1][:5] + b"\xca\xfe\x00")
+
+    assert put_together(everything(), [announced, other, *packets]) == []
 
 
 def test_a_broadcast_that_misses_a_packet_is_given_up() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.mapping import Choice, Entry, parse_mapping
+from agent.core.mapping import Choice, Entry, IsoTp, parse_mapping
 from agent.errors import MappingError
 
 
@@ -74,6 +74,18 @@ def test_our_keys_are_read() -> None:
     assert (entry.bus, entry.source, entry.valid) == ("body", 0x17, (0, 250.5))
 
 
+@pytest.mark.parametrize(
+    ("keys", "isotp"),
+    [
+        ("", None),
+        (", transport: isotp", IsoTp(with_length=False)),
+        (", transport: isotp-length, address: 0xF1", IsoTp(with_length=True, address=0xF1)),
+    ],
+)
+def test_transport_says_how_the_message_comes(keys: str, isotp: IsoTp | None) -> None:
+    assert leaf(f"signal: S{keys}").isotp == isotp
+
+
 def test_math_is_compiled_and_choices_are_values() -> None:
     assert leaf("signal: S, transform: {math: 'x*2'}").math(4) == 8  # type: ignore[misc] # set
     entry = leaf("signal: S, transform: {mapping: [{from: ON, to: true}, {from: 2, to: false}]}")
@@ -107,6 +119,10 @@ def test_an_unknown_key_is_a_warning_that_names_it() -> None:
         ("interval_ms: 5", "signal"),
         ("signal: ''", "signal"),
         ("signal: S, interval_ms: -1", "interval_ms"),
+        ("signal: S, transport: tp20", "transport"),
+        ("signal: S, transport: [isotp]", "transport"),
+        ("signal: S, address: 1", "address"),
+        ("signal: S, transport: isotp, address: 256", "address"),
         ("signal: S, interval_ms: 1.5", "interval_ms"),
         ("signal: S, interval_ms: true", "interval_ms"),
         ("signal: S, on_change: 1", "on_change"),
