@@ -34,6 +34,7 @@ from agent.core.model import (
 )
 from agent.edge.logfile import read_logs
 from tests import car
+from tests.replay_oracle import shows
 
 Grants = Mapping[str, Mapping[str, Mapping[str, Any]]]  # As in `tests.car.policy`.
 
@@ -120,10 +121,24 @@ class Grant:
 
     Attributes:
         until_ns: It covers nothing from then on.
+        windows: It covers something only while a wall clock shows a time in one of them; none is
+            always. As the items of each window.
     """
 
     reach: Reach
     until_ns: int = _LATER_NS
+    windows: tuple[tuple[tuple[str, str], ...], ...] = ()
+
+    def is_live(self, t_ns: int) -> bool:
+        """Tell whether it covers anything at a moment."""
+        if t_ns >= self.until_ns:
+            return False
+        return not self.windows or _is_open(self.windows, t_ns // NS_PER_S)
+
+
+@cache
+def _is_open(windows: tuple[tuple[tuple[str, str], ...], ...], t_s: int) -> bool:
+    return any(shows(dict(window), t_s * 1_000_000) for window in windows)
 
 
 class Cover:
@@ -141,7 +156,7 @@ class Cover:
         live = [
             grant.reach
             for grant in near
-            if t_ns < grant.until_ns and grant.reach.source in (None, can_id & 0xFF)
+            if grant.reach.source in (None, can_id & 0xFF) and grant.is_live(t_ns)
         ]
         if not live:
             return None
@@ -193,7 +208,10 @@ class Vehicle:
             until_ns = (ended or {}).get(grant_id, _LATER_NS // NS_PER_S) * NS_PER_S
             for name, constraints in scopes.items():
                 paths = granted_paths(name, constraints)
-                live += [Grant(self.reaches[p], until_ns) for p in paths if p in self.reaches]
+                windows = tuple(tuple(w.items()) for w in constraints.get("windows", ()))
+                live += [
+                    Grant(self.reaches[p], until_ns, windows) for p in paths if p in self.reaches
+                ]
         return Cover(live)
 
 

@@ -294,7 +294,7 @@ class _Run:
         windows = stream.limits.get("windows")
         if windows is None:
             return True
-        return bool(self._is_dated) and any(_shows(window, t_us) for window in windows)
+        return bool(self._is_dated) and any(shows(window, t_us) for window in windows)
 
     def _is_granted(self, stream: _Stream, t_us: int) -> bool:
         for limits in (self._policy, stream.grant):
@@ -321,7 +321,7 @@ class _Run:
         ]
 
 
-def _shows(window: Document, t_us: int) -> bool:
+def shows(window: Document, t_us: int) -> bool:
     """Tell whether a wall clock in the window's zone shows a time in it."""
     wall = datetime.fromtimestamp(t_us // 1_000_000, ZoneInfo(window["tz"]))
     days: set[int] = set()

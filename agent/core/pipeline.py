@@ -288,8 +288,14 @@ class Pipeline:
         track.sampler.thinned += 1
         self._wait(track, window.end_ns)
 
-    def _send_window(self, track: Track) -> None:
-        """Take what the open window holds, if there is one, as samples, and begin anew."""
+    def _send_window(self, track: Track, now_ns: int | None = None) -> None:
+        """Take what the open window holds, if there is one, as samples, and begin anew.
+
+        Args:
+            track: Of an aggregate, or of any other path.
+            now_ns: The window's end, when it has come; None where its batch closes right behind.
+                Never when a value came: not even which batch a sample is in may tell that.
+        """
         window = track.window
         if window is None or not window.is_open:
             return
@@ -299,8 +305,8 @@ class Pipeline:
             if isinstance(value, Drop):
                 self._count_drop(track, window.start_ns, value)
             else:
-                # The last value's time, whether a frame, a tick or the stop shows that it is over.
-                self._append(track, share, track.sampler.t_last_ns, window.start_ns, value)
+                came_ns = window.start_ns if now_ns is None else now_ns
+                self._append(track, share, came_ns, window.start_ns, value)
         window.clear()
 
     def _wait(self, track: Track, due_ns: int) -> None:
@@ -320,7 +326,7 @@ class Pipeline:
             track.queued_ns = None
             if track.window is not None:
                 if track.window.end_ns == due_ns:
-                    self._send_window(track)
+                    self._send_window(track, due_ns)
             # What went back to the last sample's value is not held any more.
             elif sampler.holds and sampler.due_ns == due_ns:
                 self._append(track, track.share, due_ns, due_ns, sampler.release())

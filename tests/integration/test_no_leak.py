@@ -243,6 +243,96 @@ def test_once_is_once(first: int, one: list[int], other: list[int]) -> None:
     assert of_car(grants, speeds([first, *one])) == of_car(grants, speeds([first, *other]))
 
 
+WINDOW_S = 10
+
+
+@st.composite
+def _same_results(draw: st.DrawFn, functions: list[str]) -> tuple[list[Frame], list[Frame]]:
+    """Drives whose windows differ in whatever the functions do not tell."""
+    drives: tuple[list[Frame], list[Frame]] = ([], [])
+    for number in range(draw(st.integers(1, 9))):  # More than an open batch is old.
+        raws = draw(st.lists(_ANY_SPEED, min_size=1, max_size=4))
+        other = list(raws)
+        if functions == ["last"]:
+            other = [*draw(st.lists(_ANY_SPEED, max_size=8)), raws[-1]]
+        elif functions == ["count"]:
+            other = draw(st.lists(_ANY_SPEED, min_size=len(raws), max_size=len(raws)))
+        elif set(functions) <= {"min", "max"}:
+            between = st.integers(min(raws), max(raws))
+            other = draw(st.permutations([min(raws), max(raws), *draw(st.lists(between))]))
+        elif "last" in functions:
+            other = [*draw(st.permutations(raws[:-1])), raws[-1]]
+        else:
+            other = draw(st.permutations(raws))
+        for drive, values in zip(drives, (raws, other), strict=True):
+            moment = st.integers(0, WINDOW_S * 1000 - 1)
+            moments = draw(st.lists(moment, min_size=len(values), max_size=len(values)))
+            first_ms = T0_MS - T0_MS % (WINDOW_S * 1000) + number * WINDOW_S * 1000
+            drive += [
+                car.speed(first_ms + after_ms, raw / RAW_PER_KM_H)
+                for after_ms, raw in zip(sorted(moments), values, strict=True)
+            ]
+    return drives
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        *(["min"], ["max"], ["mean"], ["count"], ["last"], ["min", "max"]),
+        ["min", "max", "mean", "count"],
+        ["last", "mean", "count"],
+    ],
+)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_of_a_window_only_the_results_of_its_functions_leave(
+    functions: list[str], data: st.DataObject
+) -> None:
+    """Neither what else was in it, nor in which order, nor when."""
+    drives = data.draw(_same_results(functions))
+    aggregate = {"window_s": WINDOW_S, "fn": functions}
+    # A quantum makes means exact: a mean of floats depends on their order in the last bit.
+    grants = {"read_speedometer": {"aggregate": aggregate, "quantum": 0.25}}
+
+    one, other = (of_car(grants, drive) for drive in drives)
+
+    assert one
+    assert one == other
+
+
+def test_another_result_gives_different_bytes() -> None:
+    """The test above could fail."""
+    for fn in ("min", "max", "mean", "last"):
+        grants = {"read_speedometer": {"aggregate": {"window_s": WINDOW_S, "fn": [fn]}}}
+        assert of_car(grants, speeds([700, 710])) != of_car(grants, speeds([690, 730]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(drives=_in_one_grid_cell(), quanta=_in_one_quantum())
+def test_inside_a_cell_or_a_quantum_nothing_shows_in_a_window(
+    drives: tuple[float, list[tuple[Pair, Pair]]], quanta: tuple[float, list[Pair]]
+) -> None:
+    """Positions and numbers snap before they are compared, added up or counted."""
+    grid, places = drives
+    quantum, pairs = quanta
+    every = {"window_s": 2, "fn": ["min", "max", "mean", "count", "last"]}
+    grants = {
+        "read_location": {"aggregate": every, "grid_deg": grid},
+        "read_speedometer": {"aggregate": every, "quantum": quantum},
+    }
+
+    def drive(which: int) -> list[Frame]:
+        return car.merged(
+            [
+                car.position(T0_MS + i * 500, lat[which] / RAW_PER_DEG, lon[which] / RAW_PER_DEG)
+                for i, (lat, lon) in enumerate(places)
+            ],
+            speeds([pair[which] for pair in pairs], step_ms=300),
+        )
+
+    assert of_car(grants, drive(0)) == of_car(grants, drive(1))
+
+
 def vehicle_of(name: str, captures: Path) -> tuple[Vehicle, dict[str, Any]]:
     """Return a vehicle with part of its captured drive, and its mapping as YAML has it."""
     files = VEHICLES[name]

@@ -5,8 +5,8 @@ differ in, must give the same samples, batches, plaintext bytes, header times an
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from agent.core.model import (
     Batch,
     Frame,
 )
-from agent.core.pipeline import Pipeline
+from agent.core.pipeline import Pipeline, TakeCounts
 from agent.core.plan import compile_plan
 from agent.core.policy import Policy
 from agent.core.seal import header_times
@@ -37,13 +37,26 @@ from tests.covered import Cover, Reach, Vehicle
 
 MOST_FRAMES = 40_000
 FEWER_FRAMES = 4_000
-KINDS = ("some", "two", "default", "loosest", "ending")
+KINDS = ("some", "two", "default", "loosest", "ending", "coarse", "once", "aggregates", "hours")
+MIDDLE_S = 1_800_000_000  # 08:00 UTC: where the middle of a drive is put for windows.
+MORNING, LATER = (
+    {"days": "1-7", "from": begin, "to": end, "tz": "UTC"}
+    for begin, end in (("07:00", "08:00"), ("08:00", "09:00"))
+)
+FUNCTIONS = ["min", "max", "mean", "count", "last"]
 CAR_SCOPES = {
     "read_speedometer": {"min_interval_s": 0.1},
     "read_odometer": {"min_interval_s": 0},
     "read_location": {"min_interval_s": 1, "grid_deg": 0.5},
     "read_security": {"min_interval_s": 1},
     "read_vin": {"once": True},
+}
+CAR_WINDOWS: dict[str, dict[str, Any]] = {
+    "read_speedometer": {"aggregate": {"window_s": 0.5, "fn": FUNCTIONS}, "quantum": 7},
+    "read_odometer": {"aggregate": {"window_s": 10, "fn": FUNCTIONS}},
+    "read_location": {"aggregate": {"window_s": 1, "fn": ["last", "mean"]}, "windows": [LATER]},
+    "read_security": {"aggregate": {"window_s": 3, "fn": FUNCTIONS}},
+    "read_vin": {"windows": [MORNING]},
 }
 T0_S = 1_800_000_000
 
@@ -62,11 +75,11 @@ class Case:
 class Outcome:
     """All of a drive that leaves the vehicle, or is counted for a grant."""
 
-    samples: list[tuple[str, str, int, Any]]
+    samples: list[tuple[str, str, str | None, int, Any]]
     batches: list[Batch]
     plaintexts: list[bytes]
     header_times: list[tuple[int, int]]
-    counts: dict[tuple[str, str], tuple[int, int, dict[Any, int]]]
+    counts: dict[tuple[str, str], TakeCounts]
 
     def by_grant(self) -> dict[str, list[bytes]]:
         grants: dict[str, list[bytes]] = {}
@@ -77,20 +90,21 @@ class Outcome:
 
 def run(vehicle: Vehicle, case: Case, drive: Sequence[Step], from_ns: int) -> Outcome:
     """Run a drive through the pipeline; a plan that has run out is replaced at the next tick."""
-    samples: list[tuple[str, str, int, Any]] = []
+    samples: list[tuple[str, str, str | None, int, Any]] = []
     pipeline = Pipeline(
-        on_sample=lambda take, t_ns, value: samples.append((take.grant_id, take.path, t_ns, value))
+        on_sample=lambda take, t_ns, value: samples.append(
+            (take.grant_id, take.path, take.fn, t_ns, value)
+        )
     )
     batches: list[Batch] = []
-    counts: dict[tuple[str, str], tuple[int, int, dict[Any, int]]] = {}
+    counts: dict[tuple[str, str], TakeCounts] = {}
 
     def swap(now_ns: int) -> None:
         plan = compile_plan(case.policy, car.catalogue(), vehicle.binding, now_ns=now_ns)
         pipeline.swap(plan)
 
     def count() -> None:
-        found = pipeline.counts().items()
-        counts.update({key: (item.taken, item.thinned, item.drops) for key, item in found})
+        counts.update(pipeline.counts())
 
     swap(from_ns)
     portion: list[Frame] = []
@@ -231,11 +245,53 @@ def case_of(vehicle: Vehicle, kind: str) -> Case:
             grants = {"g1": {scope: {} for scope in scopes}}
         case "loosest":
             grants = {"g1": loosest}
+        case "coarse":
+            grants = {"g1": {scope: _coarse(scope) for scope in scopes}}
+        case "once":
+            grants = {"g1": {scope: {"once": True} for scope in scopes}}
+        case "aggregates":
+            grants = {
+                "g1": {scope: _aggregate(loosest[scope], 1) for scope in scopes},
+                "g2": {scope: _aggregate(_coarse(scope), 7) for scope in half},
+            }
+        case "hours":
+            # Scopes that close for both, that open for both, and that pass from one to the other.
+            hours = ([MORNING, LATER, MORNING], [MORNING, LATER, LATER])
+            first, second = (
+                {scope: {"windows": [which[n % 3]]} for n, scope in enumerate(scopes)}
+                for which in hours
+            )
+            grants = {
+                "g1": {scope: loosest[scope] | first[scope] for scope in scopes},
+                "g2": {scope: _aggregate(loosest[scope], 7) | second[scope] for scope in scopes},
+            }
         case _:
             grants = {"g1": loosest, "g2": {scope: {} for scope in half}}
             ended["g1"] = dead.setdefault("g1", {"exp": middle_s})["exp"]
     policy = car.policy(everybody | grants, **dead)
     return Case(policy, vehicle.cover(grants, ended=ended))
+
+
+def _coarse(scope: str) -> dict[str, Any]:
+    loosest = covered.loosest(scope)
+    grid = {"grid_deg": 0.05} if loosest.pop("precise", False) else {}
+    return loosest if "once" in loosest else loosest | grid | {"quantum": 3}
+
+
+def _aggregate(constraints: dict[str, Any], window_s: float) -> dict[str, Any]:
+    """Give what leaves under these constraints in windows; what is given once stays so."""
+    if "once" in constraints:
+        return constraints
+    rest = {name: value for name, value in constraints.items() if name != "min_interval_s"}
+    return rest | {"aggregate": {"window_s": window_s, "fn": FUNCTIONS}}
+
+
+def _moved_to_a_minute(vehicle: Vehicle) -> Vehicle:
+    """Move a drive in time so that windows open and close in the middle of it."""
+    middle_ns = vehicle.frames[len(vehicle.frames) // 2][0]
+    later_ns = MIDDLE_S * NS_PER_S - middle_ns
+    frames = [(t_ns + later_ns, *rest) for t_ns, *rest in vehicle.frames]
+    return replace(vehicle, frames=frames)
 
 
 @pytest.mark.captures
@@ -244,6 +300,8 @@ def case_of(vehicle: Vehicle, kind: str) -> Case:
 def test_what_no_live_grant_covers_changes_nothing(captures: Path, name: str, kind: str) -> None:
     """Flipped bits, and added, dropped, truncated and moved frames of ids that nobody may have."""
     vehicle = vehicle_of(name, captures)
+    if kind == "hours":
+        vehicle = _moved_to_a_minute(vehicle)
     case = case_of(vehicle, kind)
     drive = with_ticks(vehicle.frames)
     start_ns = vehicle.frames[0][0]
@@ -264,7 +322,7 @@ def test_every_granted_path_depends_on_its_own_bits(captures: Path, name: str) -
     case = case_of(vehicle, "loosest")
     start_ns = vehicle.frames[0][0]
     before = run(vehicle, case, with_ticks(vehicle.frames), start_ns)
-    sampled = sorted({path for _, path, _, _ in before.samples})
+    sampled = sorted({sample[1] for sample in before.samples})
     assert sampled
 
     for path in sampled:
@@ -310,15 +368,15 @@ def _small_drives() -> st.SearchStrategy[list[Step]]:
 def _small_cases() -> st.SearchStrategy[Case]:
     scopes = st.lists(st.sampled_from(sorted(CAR_SCOPES)), unique=True, max_size=4)
 
-    def made(first: list[str], second: list[str], constrained: bool) -> Case:  # noqa: FBT001
+    def made(first: list[str], second: list[str], limits: Mapping[str, Any]) -> Case:
         grants = {
-            name: {scope: CAR_SCOPES[scope] if constrained else {} for scope in scopes}
+            name: {scope: limits.get(scope, {}) for scope in scopes}
             for name, scopes in (("g1", first), ("g2", second))
             if scopes
         }
         return Case(car.policy(grants), small_car().cover(grants))
 
-    return st.builds(made, scopes, scopes, st.booleans())
+    return st.builds(made, scopes, scopes, st.sampled_from([{}, CAR_SCOPES, CAR_WINDOWS]))
 
 
 @settings(max_examples=150, deadline=None)
