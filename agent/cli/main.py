@@ -32,6 +32,7 @@ _COMMANDS = {
     "restrict": "Hand over a restrict document at the vehicle.",
     "resume": "Lift a stop that was set at the vehicle.",
     "run": "Run the agent.",
+    "spool": "Look at, check or erase what waits on the disk.",
     "status": "Show how the running agent is.",
     "top": "Watch the running agent.",
 }

@@ -131,6 +131,15 @@ class Database:
         finally:
             self._directory.fill_reserve()
 
+    def faults(self) -> tuple[str, ...]:
+        """Return what SQLite finds wrong with the file and its references."""
+        found = [str(row[0]) for row in self.rows("PRAGMA integrity_check(20)")]
+        lost = self.rows("PRAGMA foreign_key_check")
+        return (
+            *(f"{self._name}: {fault}" for fault in found if fault != "ok"),
+            *(f"{self._name}: a row of {row[0]} without its {row[2]}" for row in lost),
+        )
+
     def remove_set_aside(self) -> bool:
         """Remove every set-aside file of this name; return whether none is left."""
         try:

@@ -10,7 +10,7 @@ Rules:
  * What has been erased is gone from the file and its log.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from agent.edge.store import gaps, grants
@@ -18,7 +18,14 @@ from agent.edge.store.database import Database
 from agent.edge.store.directory import StateDirectory
 from agent.edge.store.gaps import Note
 from agent.edge.store.tables import SPOOL, pad_bytes
-from agent.edge.store.value import LiveGrant, SpoolLimits, SpoolRow, StoredGap, Tally
+from agent.edge.store.value import (
+    LiveGrant,
+    SpoolLimits,
+    SpoolRow,
+    SpoolTally,
+    StoredGap,
+    Tally,
+)
 from agent.errors import StoreError
 
 PIECE_ROWS = (
@@ -256,6 +263,54 @@ class Spool:
         found = tuple(gap for gap in gaps.stored(self._db) if gap.gap_id not in exclude)[:limit]
         self._told.update(gap.gap_id for gap in found)
         return found
+
+    def tallies(self) -> tuple[SpoolTally, ...]:
+        """Return what waits, with its numbers and times, in order of grant id."""
+        rows = self._db.rows(
+            "SELECT grant_id, rev, state, count(*), sum(size_bytes), min(n), max(n),"
+            " min(created_ns), max(created_ns), min(expires_ns)"
+            " FROM spool JOIN live_grant USING (grant_id, rev)"
+            " GROUP BY grant_id, rev ORDER BY grant_id"
+        )
+        return tuple(SpoolTally(*row) for row in rows)
+
+    def each(self) -> Iterator[SpoolRow]:
+        """Yield every envelope, whether it may be sent or not, oldest first."""
+        rows = self._db.each(
+            "SELECT row_id, grant_id, rev, n, recipient, envelope, expires_ns"
+            " FROM spool ORDER BY row_id"
+        )
+        return (SpoolRow(*row) for row in rows)
+
+    def faults(self) -> tuple[str, ...]:
+        """Return what SQLite, the schema and the numbers find wrong with the file."""
+        doubles = self._db.rows(
+            "SELECT grant_id, n FROM spool GROUP BY grant_id, n HAVING count(*) > 1"
+        )
+        return (
+            *self._db.faults(),
+            *(f"{NAME}: grant {grant_id} has number {n} twice" for grant_id, n in doubles),
+        )
+
+    def purge(self, grant_id: str | None, at_ns: int) -> Mapping[str, Tally]:
+        """Erase the envelopes of a grant, or all, though they may be sent; note the gap."""
+        chosen = [g for g in self._live.values() if grant_id in (None, g.grant_id)]
+        gone = {
+            g.grant_id: self._tallies[g.grant_id] for g in chosen if g.grant_id in self._tallies
+        }
+        notes = [note for g in chosen for note in self._note((g.grant_id, g.rev))]
+
+        def step() -> None:
+            with self._db.transaction():
+                gaps.keep(self._db, notes, "erased", at_ns, told=self._told)
+                for name in gone:
+                    self._db.rows("DELETE FROM spool WHERE grant_id = ?", name)
+
+        doomed = [(grant.grant_id, grant.rev) for grant in chosen]
+        self._db.with_reserve(step, first=lambda: self._erase_in_pieces(doomed))
+        self._subtract(gone)
+        self._db.scrub()
+        return gone
 
     def once_taken(self) -> frozenset[tuple[str, str]]:
         """Return every (grant_id, path) of a live grant that has given its single sample."""

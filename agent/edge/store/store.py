@@ -15,7 +15,7 @@ Rules:
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -36,6 +36,7 @@ from agent.edge.store.value import (
     Purged,
     SpoolLimits,
     SpoolRow,
+    SpoolTally,
     StoredGap,
     StoredPolicy,
     StoredRestriction,
@@ -398,6 +399,34 @@ class Store:
     def counts(self) -> Mapping[str, Tally]:
         """Return what the spool holds, per grant."""
         return self._read(lambda spool: spool.counts, {})
+
+    def tallies(self) -> tuple[SpoolTally, ...]:
+        """Return what waits, with its numbers and times, in order of grant id."""
+        return self._read(lambda spool: spool.tallies(), ())
+
+    def each(self) -> Iterator[SpoolRow]:
+        """Yield every envelope, whether it may be sent or not, oldest first."""
+        return self._read(lambda spool: spool.each(), iter(()))
+
+    def faults(self) -> tuple[str, ...]:
+        """Return what is wrong with the files, one sentence each.
+
+        Raises:
+            StoreError: They cannot be read at all.
+        """
+        return (*self._db.faults(), *self._guarded(lambda spool: spool.faults()))
+
+    def purge(self, grant_id: str | None, at_ns: int) -> Mapping[str, Tally]:
+        """Erase what waits of a grant, or all of it; consent stays as it is.
+
+        Args:
+            grant_id: None: of every grant.
+            at_ns: Time of the records that tell the recipients.
+
+        Raises:
+            StoreError: The disk refused; nothing was erased.
+        """
+        return self._guarded(lambda spool: spool.purge(grant_id, at_ns))
 
     def once_taken(self) -> frozenset[tuple[str, str]]:
         """Return every (grant_id, path) of a live grant that has given its single sample."""

@@ -161,6 +161,30 @@ class SpoolRow:
     expires_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class SpoolTally:
+    """What waits of one grant, for a person at the board.
+
+    Attributes:
+        first_n: Least number of an envelope that waits.
+        last_n: Highest.
+        oldest_ns: When the oldest was sealed, ns since the epoch.
+        newest_ns: When the newest was.
+        expires_ns: When the first of them is erased undelivered.
+    """
+
+    grant_id: str
+    rev: int
+    state: GrantState
+    envelopes: int
+    size_bytes: int
+    first_n: int
+    last_n: int
+    oldest_ns: int
+    newest_ns: int
+    expires_ns: int
+
+
 RestrictionMode = Literal["pause", "revoke"]
 EVERY_GRANT = "*"
 

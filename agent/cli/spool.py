@@ -1,0 +1,156 @@
+"""`consentry spool`: look at, check or erase what waits on the disk for the broker.
+
+Rules:
+ * There is no plaintext to show: an envelope opens with its recipient's key only.
+ * The agent must not run: a state directory has one owner. `consentry status` asks the running one.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from agent.cli.main import EXIT_OK
+from agent.cli.output import note, write_json
+from agent.cloud.envelope import Devices, read_header
+from agent.cloud.keys import load_key
+from agent.core.cose import device_public_key
+from agent.core.model import NS_PER_S
+from agent.edge.store import SpoolRow, SpoolTally, Store
+from agent.errors import EXIT_FAILED, EnvelopeRejected, StoreError
+
+_state = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/consentry"),
+    show_default=True,
+    help="The state directory.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Look at, check or erase what waits on the disk, while the agent does not run."""
+
+
+@command.command(short_help="Print what waits, per grant.")
+@_state
+@_json
+def inspect(*, state: Path, as_json: bool) -> int:
+    """Print what waits: envelopes, bytes, numbers and ages per grant, and gaps not told yet."""
+    with _opened(state) as store:
+        tallies, gaps = store.tallies(), store.gaps(1_000_000)
+        on_disk = sum(path.stat().st_size for path in state.glob("spool.db*"))
+    now_ns = time.time_ns()
+    if as_json:
+        rows = [_row(tally, now_ns) for tally in tallies]
+        told = [
+            {"grant": g.grant_id, "first_n": g.first_n, "last_n": g.last_n, "why": g.why}
+            for g in gaps
+        ]
+        write_json(sys.stdout, {"grants": rows, "gaps": told, "disk_bytes": on_disk})
+        return EXIT_OK
+    click.echo("grant state envelopes bytes numbers oldest newest expires_in")
+    for tally in tallies:
+        click.echo(
+            f"{tally.grant_id} {tally.state} {tally.envelopes} {tally.size_bytes}"
+            f" {tally.first_n}-{tally.last_n} {_span(now_ns - tally.oldest_ns)}"
+            f" {_span(now_ns - tally.newest_ns)} {_span(tally.expires_ns - now_ns)}"
+        )
+    for gap in gaps:
+        click.echo(f"gap {gap.grant_id} {gap.first_n}-{gap.last_n} {gap.why}")
+    note(f"{sum(t.envelopes for t in tallies)} envelopes, {on_disk} bytes on disk")
+    return EXIT_OK
+
+
+@command.command(short_help="Check the files and each envelope.")
+@_state
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The public key (JWK) of the device, to check each envelope's signature; several.",
+)
+def verify(*, state: Path, keys: tuple[Path, ...]) -> int:
+    """Check the files, their references and, with the device's key, each envelope's signature.
+
+    What is wrong is printed, one line each; the exit status is 1 then.
+    """
+    made = [device_public_key(load_key(path)) for path in keys]
+    devices = {key.kid: key for key in made}
+    checked = 0
+    with _opened(state) as store:
+        faults = list(store.faults())
+        if store.set_aside is not None:
+            faults.append(f"{store.set_aside.name}: could not be read, and was set aside")
+        for row in store.each() if devices else ():
+            checked += 1
+            fault = _fault(row, devices)
+            if fault is not None:
+                faults.append(f"grant {row.grant_id} number {row.n}: {fault}")
+    for fault in faults:
+        click.echo(fault)
+    note(f"{len(faults)} faults, {checked} signatures checked")
+    return EXIT_FAILED if faults else EXIT_OK
+
+
+@command.command(short_help="Erase what waits.")
+@_state
+@click.option("--grant", help="Of this grant only.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(*, state: Path, grant: str | None, yes: bool) -> int:
+    """Erase what waits, without a trace; consent stays as it is, and the recipients are told."""
+    with _opened(state) as store:
+        if not yes:
+            click.confirm(f"Erase what waits of {grant or 'every grant'}?", abort=True, err=True)
+        gone = store.purge(grant, time.time_ns())
+    for grant_id, tally in sorted(gone.items()):
+        click.echo(f"{grant_id} {tally.envelopes} {tally.size_bytes}")
+    note(f"{sum(tally.envelopes for tally in gone.values())} envelopes erased")
+    return EXIT_OK
+
+
+def _opened(state: Path) -> Store:
+    if not state.is_dir():
+        raise StoreError(
+            f"there is no state directory {state}", hint="name it with --state, as agent.toml does"
+        )
+    return Store.open(state)
+
+
+def _fault(row: SpoolRow, devices: Devices) -> str | None:
+    """Return what is wrong with an envelope, or None."""
+    try:
+        header = read_header(row.envelope, devices=devices)
+    except EnvelopeRejected as exc:
+        return exc.message
+    if (header.grant_id, header.rev, header.n) != (row.grant_id, row.rev, row.n):
+        return "its sealed header names another grant, revision or number"
+    return None
+
+
+def _row(tally: SpoolTally, now_ns: int) -> dict[str, object]:
+    return {
+        "grant": tally.grant_id,
+        "rev": tally.rev,
+        "state": tally.state,
+        "envelopes": tally.envelopes,
+        "bytes": tally.size_bytes,
+        "first_n": tally.first_n,
+        "last_n": tally.last_n,
+        "oldest_s": (now_ns - tally.oldest_ns) // NS_PER_S,
+        "newest_s": (now_ns - tally.newest_ns) // NS_PER_S,
+        "expires_in_s": (tally.expires_ns - now_ns) // NS_PER_S,
+    }
+
+
+def _span(span_ns: int) -> str:
+    """Return a span in its two largest units."""
+    left = max(0, span_ns // NS_PER_S)
+    for unit, name, below, lower in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m")):
+        if left >= unit:
+            return f"{left // unit}{name}{left % unit // below}{lower}"
+    return f"{left // 60}m{left % 60}s"

@@ -1,0 +1,157 @@
+"""`consentry spool`: what waits, whether it is sound, and its erasure; never its contents."""
+
+import io
+import json
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.cli.main import run
+from agent.cloud.keys import public_half, save_key
+from agent.edge.store import LiveGrant, Store, StoredPolicy, Tally
+from tests import sealing
+from tests.columns import SPEED, batch
+
+NOW_NS = time.time_ns()
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Two grants, one of them paused, and a gap."""
+    where = tmp_path / "state"
+    with Store.open(where) as store:
+        policy = StoredPolicy(b"j", 1, 1, b"p" * 32, b"c" * 32, 0)
+        store.apply_policy(policy, [LiveGrant("gr_1", 1), LiveGrant("gr_2", 1)], [], 0)
+        for grant_id, count, expires_ns in (
+            ("gr_1", 1, 5),
+            ("gr_1", 3, NOW_NS + 30 * HOUR_NS),
+            ("gr_2", 2, NOW_NS + 2 * HOUR_NS),
+        ):
+            for _ in range(count):
+                store.append(
+                    grant_id,
+                    1,
+                    recipient="fleet-x",
+                    created_ns=NOW_NS - 26 * HOUR_NS,
+                    expires_ns=expires_ns,
+                    seal=lambda n, g=grant_id: sealing.envelope(  # type: ignore[misc]
+                        batch(SPEED), n=n, grant_id=g, rev=1
+                    ),
+                )
+        store.expire(5)
+        store.set_grant_state("gr_2", "paused")
+    return where
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "device.pub.jwk"
+    save_key(path, public_half(sealing.device_jwk()))
+    return path
+
+
+def test_what_waits_is_told_per_grant_without_a_byte_of_it(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers, bytes, ages; paused ones too, and gaps that no recipient was told of yet."""
+    assert run(["spool", "inspect", "--state", str(state)]) == 0
+    plain = capsys.readouterr()
+    assert run(["spool", "inspect", "--state", str(state), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+
+    lines = plain.out.splitlines()
+    assert lines[1].split()[:3] == ["gr_1", "active", "3"]
+    assert lines[1].split()[4:] == ["2-4", "1d2h", "1d2h", "1d5h"]
+    assert lines[2].split()[:3] == ["gr_2", "paused", "2"]
+    assert lines[3] == "gap gr_1 1-1 expired"
+    assert "5 envelopes" in plain.err
+    assert [row["envelopes"] for row in told["grants"]] == [3, 2]
+    assert told["gaps"] == [{"grant": "gr_1", "first_n": 1, "last_n": 1, "why": "expired"}]
+    assert told["disk_bytes"] == (state / "spool.db").stat().st_size
+
+
+def test_a_sound_spool_is_found_sound(
+    state: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files, references, and each envelope's signature and name."""
+    assert run(["spool", "verify", "--state", str(state), "--key", str(key)]) == 0
+
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "0 faults, 5 signatures checked" in found.err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("UPDATE spool SET n = 9 WHERE n = 3", "grant gr_1 number 9: its sealed header names"),
+        ("UPDATE spool SET envelope = x'00' WHERE n = 4", "grant gr_1 number 4: "),
+        ("UPDATE spool SET n = 3 WHERE n = 4", "spool.db: grant gr_1 has number 3 twice"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    state: Path, key: Path, capsys: pytest.CaptureFixture[str], change: str, told: str
+) -> None:
+    """One line each, and status 1."""
+    db = sqlite3.connect(state / "spool.db")
+    db.execute(change)
+    db.commit()
+    db.close()
+
+    assert run(["spool", "verify", "--state", str(state), "--key", str(key)]) == 1
+    assert told in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_read_is_told(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was set aside as evidence."""
+    (state / "spool.db").write_bytes(b"\xff" * 5000)
+
+    assert run(["spool", "verify", "--state", str(state)]) == 1
+    assert "spool.db.corrupt-1: could not be read" in capsys.readouterr().out
+
+
+def test_what_waits_can_be_erased_and_the_recipients_are_told(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one grant, or all of it; consent stays."""
+    assert run(["spool", "purge", "--state", str(state), "--grant", "gr_1", "--yes"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["gr_1", "3"]
+    with Store.open(state) as store:
+        assert set(store.counts()) == {"gr_2"}
+        assert [(g.first_n, g.last_n, g.why) for g in store.gaps(9)][1:] == [(2, 4, "erased")]
+        assert len(store.live_grants()) == 2
+    assert run(["spool", "purge", "--state", str(state), "--yes"]) == 0
+    with Store.open(state) as store:
+        assert store.counts() == {}
+        assert store.expire(1 << 61) == {}
+
+
+@pytest.mark.parametrize("answer", ["", "n\n"])
+def test_nothing_is_erased_without_a_yes(
+    state: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Somebody says no, or nobody is there to say anything."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert run(["spool", "purge", "--state", str(state)]) == 130
+    with Store.open(state) as store:
+        assert store.counts()["gr_1"] == Tally(3, store.counts()["gr_1"].size_bytes)
+
+
+def test_a_directory_that_is_held_or_not_there_is_told(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One owner; and none is made by looking."""
+    missing = state.parent / "none"
+    with Store.open(state):
+        assert run(["spool", "inspect", "--state", str(state)]) == 1
+    assert run(["spool", "inspect", "--state", str(missing)]) == 1
+
+    told = capsys.readouterr().err
+    assert "is held by another process" in told
+    assert "there is no state directory" in told
+    assert not missing.exists()
