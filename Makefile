@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
 
-.PHONY: help venv demo test test-unit check format lock bench test-matrix test-vm wheel clean
+.PHONY: help venv demo test test-unit check format lock bench test-matrix test-vm bench-vm wheel clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,9 @@ lock: venv ## Pin what pyproject.toml asks for; UPGRADE=1 takes the newest relea
 bench: venv ## Measure speed and size against cantools and JSON.
 	$(BIN)/python -m tests.bench.bench_pipeline --captures $(CAPTURES)
 	$(BIN)/python -m tests.bench.bench_ledger
+
+bench-vm: venv ## Measure reading a full bus against candump and python-can, in the guest.
+	@tests/vm/run qemu bench
 
 test-matrix: ## Run the unit tests on every installed Python of 3.11, 3.12, 3.13.
 	@scripts/test-matrix $(PYTEST_ARGS)
