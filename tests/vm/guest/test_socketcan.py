@@ -1,5 +1,6 @@
 """The SocketCAN reader on a real kernel: what it reads, when it was, and what it must not see."""
 
+import contextlib
 import os
 import random
 import socket
@@ -13,6 +14,7 @@ import pytest
 
 from agent.core.bushealth import BusState
 from agent.core.canfilter import CanFilter, exact_filter, pgn_filter
+from agent.edge.socketcan import Received, Receiver, open_raw
 from tests.vm.guest.bus import (
     EFF,
     RTR,
@@ -168,6 +170,28 @@ def test_frames_that_the_process_is_too_slow_for_are_counted(tap: Tap, sender: S
     assert dropped > 0
     assert tap.reader.health().kernel_drops == dropped
     assert tap.reader.health().frames == len(tap.frames) == len(set(tap.counted()))
+
+
+def test_a_frame_brings_the_count_of_those_dropped_before_it(sender: Sender) -> None:
+    """SO_RXQ_OVFL: told without being asked, from the first frame behind the gap on."""
+    Path("/proc/sys/net/core/rmem_max").write_text("212992")
+    receiver = Receiver("b")
+    with open_raw("vcan0", [exact_filter(COUNTED)]) as sock:
+        sender.send_all((COUNTED, struct.pack("<I", n)) for n in range(1000))
+        before = [received.drops for received in emptied(sock, receiver)]
+        sender.send(COUNTED)
+        (last,) = emptied(sock, receiver)
+
+    assert before[0] is None
+    assert last.drops == 1000 - 555  # What fits into Debian's default.
+
+
+def emptied(sock: socket.socket, receiver: Receiver) -> list[Received]:
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(receiver.receive(sock))
+    return found
 
 
 def test_another_process_goes_on_with_the_socket(sender: Sender) -> None:
