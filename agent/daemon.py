@@ -19,7 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from agent.config import Bus, Config
 from agent.control import Agent, Batches, Consent
@@ -37,7 +37,6 @@ from agent.core.policy import parse_policy
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
 from agent.edge.gnss import GnssReader
-from agent.edge.pycan import PyCanReader
 from agent.edge.socketcan import SocketCanReader
 from agent.edge.store import Store
 from agent.edge.systemd import Unit
@@ -45,6 +44,9 @@ from agent.edge.uplink import Connected, Uplink
 from agent.errors import AgentError, ConfigError
 from agent.parts import Parts, spool_limits
 from agent.watch import Lane
+
+if TYPE_CHECKING:
+    from agent.edge.pycan import PyCanReader
 
 STOP_S = 5.0
 # Shares of it. The rest is for what is sealed and stored in between.
@@ -55,7 +57,7 @@ _FIXED = ("state", "batch", "spool", "uplink", "time")  # Sections that only a r
 Clock = Callable[[], Reading]
 Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
 
-Reader = SocketCanReader | PyCanReader | GnssReader
+Reader: TypeAlias = "SocketCanReader | PyCanReader | GnssReader"
 
 _log = logging.getLogger(__name__)
 
@@ -299,6 +301,9 @@ class Daemon:
                 sink=self.capture.put,
                 clock=lambda: self._clock().wall_ns,
             )
+        # Not at the top: python-can is a sixth of all that is imported, and most buses need none.
+        from agent.edge.pycan import PyCanReader  # noqa: PLC0415
+
         return PyCanReader(
             bus.name,
             interface=bus.interface,

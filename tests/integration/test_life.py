@@ -401,3 +401,13 @@ def test_a_policy_file_that_is_wrong_still_ends_it(rig: Rig) -> None:
 
     with started(rig, "--policy", str(rig.folder / "p.jws")) as running:
         assert running.process.wait(20) == 3
+
+
+def test_without_a_spool_it_is_never_ready(rig: Rig) -> None:
+    (rig.folder / "state").write_text("a file, not a folder")
+
+    with started(rig) as running:
+        status = running.process.wait(20)
+
+        assert status == 1
+        assert running.is_silent(0.1)

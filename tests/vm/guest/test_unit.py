@@ -1,6 +1,7 @@
 """The installed unit under the guest's systemd, with a broker, frames and an opened result."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from agent.daemon import STOP_S
 from tests import car
+from tests.cloud import Cloud
 from tests.vm.guest.vehicle import (
     MAX_AGE_S,
     SETTINGS,
@@ -88,9 +90,10 @@ def test_what_it_says_of_itself_is_exposed_to_is_at_most_13(installed: None) -> 
 def test_frames_reach_the_recipient_through_the_sandbox(vehicle: Vehicle, first: int) -> None:
     with Numbers(first) as numbers:
         time.sleep(RUN_S)
-    wait_for("every number", lambda: len(vehicle.numbers(first)) >= numbers.next - first)
+    memory = Path(f"/proc/{vehicle.pid}/status").read_text().partition("VmRSS:")[2].split()[0]
+    sys.stdout.write(f"resident {int(memory) // 1024} MiB, {vehicle.started_in_s():.1f} s to ready")
 
-    assert vehicle.numbers(first) == list(range(first, numbers.next))
+    assert vehicle.await_last(numbers) == list(range(first, numbers.next))
     assert "policy 1." in vehicle.show("StatusText")
 
 
@@ -177,16 +180,25 @@ def test_without_a_live_grant_no_socket_is_kept(vehicle: Vehicle, first: int) ->
     assert vehicle.await_last(numbers) == list(range(first, numbers.next))
 
 
-def test_a_reload_takes_up_a_mapping_and_refuses_a_wrong_one(vehicle: Vehicle, first: int) -> None:
+def test_a_reload_takes_up_a_mapping_and_refuses_wrong_files(vehicle: Vehicle, first: int) -> None:
     pid = vehicle.pid
+    trust = (SETTINGS / "trust.json").read_bytes()
+    other = SETTINGS / "other"
+    other.mkdir()
+    Cloud().write_files(other)
     with Numbers(first) as numbers:
         (SETTINGS / "vehicle.vspec").write_bytes(b"no: [mapping")
         sh("systemctl reload consentry")
-        wait_for("the refusal", lambda: "error: reload refused" in vehicle.log())
+        wait_for("the first refusal", lambda: "vehicle.vspec:1: not YAML" in vehicle.log())
         (SETTINGS / "vehicle.vspec").write_bytes(car.MAPPING + b"# new\n")
+        (SETTINGS / "trust.json").write_bytes((other / "trust.json").read_bytes())
+        sh("systemctl reload consentry")
+        wait_for("the second", lambda: vehicle.log().count("error: reload refused") == 2)
+        (SETTINGS / "trust.json").write_bytes(trust)
         sh("systemctl reload consentry")
         wait_for("the reload", lambda: "info: reloaded" in vehicle.log())
         time.sleep(1)
+    shutil.rmtree(other)
 
     assert vehicle.await_last(numbers) == list(range(first, numbers.next))
     assert vehicle.pid == pid

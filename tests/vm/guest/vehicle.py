@@ -156,6 +156,13 @@ class Vehicle:
     def show(self, name: str) -> str:
         return sh(f"systemctl show consentry -p {name} --value")
 
+    def started_in_s(self) -> float:
+        """Return how long the last start took until READY."""
+        begun, ready = (
+            int(self.show(f"{name}TimestampMonotonic")) for name in ("ExecMainStart", "ActiveEnter")
+        )
+        return (ready - begun) / 1e6
+
     def log(self) -> str:
         return sh("journalctl -u consentry -o cat --no-pager")
 
