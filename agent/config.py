@@ -34,6 +34,7 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
 _File = Annotated[Path, BeforeValidator(_resolve)]
 _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Proxy = Annotated[str, Field(pattern=r"^http://[^/@\s:]+:[0-9]{1,5}$")]
+_SHARED = {"socketcan", "udp_multicast", "virtual"}  # Two can have such a bus open at once.
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -210,6 +211,16 @@ class Spool(_Section):
     class_max_age_s: dict[str, Annotated[int, Field(ge=1)]] = {}
 
 
+class Obd(_Section):
+    """Asking the vehicle over OBD-II: the only thing in the agent that sends on a bus."""
+
+    poll: bool = False
+    bus: _Id | None = None
+    """Which [[bus]] is asked on."""
+    max_per_s: Annotated[float, Field(ge=0.1, le=20)] = 5.0
+    """Most questions in a second."""
+
+
 class Log(_Section):
     """What goes to stderr, where journald keeps it."""
 
@@ -229,6 +240,7 @@ class Config(_Section):
     time: Time = Time()
     control: Control = Control()
     switch: Switch = Switch()
+    obd: Obd = Obd()
     log: Log = Log()
 
 
@@ -282,6 +294,13 @@ def parse_config(raw: dict[str, Any], folder: Path, *, name: str = "agent.toml")
         raise ConfigError(
             f"{name}: switch.bus is {config.switch.bus}, expected one of {', '.join(names)}",
             hint="it is the name of the [[bus]] that carries the switch",
+        )
+    asked = {bus.name for bus in config.bus if bus.interface in _SHARED}
+    if config.obd.poll and config.obd.bus not in asked:
+        raise ConfigError(
+            f"{name}: obd.bus is {config.obd.bus}, expected one of {', '.join(sorted(asked))}",
+            hint="the name of the [[bus]] whose control units are to be asked; its interface must "
+            f"be one that two can open: {', '.join(sorted(_SHARED))}",
         )
     return config
 

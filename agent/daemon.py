@@ -31,12 +31,12 @@ from agent.core.canfilter import CanFilter, compile_filters, message_filter
 from agent.core.clock import Reading
 from agent.core.jws import verify_policy_jws
 from agent.core.model import NS_PER_S, Batch
+from agent.core.obd import questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.policy import parse_policy
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
-from agent.edge.gnss import GnssReader
 from agent.edge.socketcan import SocketCanReader
 from agent.edge.store import Store
 from agent.edge.systemd import Unit
@@ -46,13 +46,22 @@ from agent.parts import Parts, spool_limits
 from agent.watch import Lane
 
 if TYPE_CHECKING:
+    from agent.edge.gnss import GnssReader
+    from agent.edge.obd import ObdPoller
     from agent.edge.pycan import PyCanReader
 
 STOP_S = 5.0
 # Shares of it. The rest is for what is sealed and stored in between.
 CAPTURE_STOP_S = 1.5
 UPLINK_STOP_S = 1.5
-_FIXED = ("state", "batch", "spool", "uplink", "time")  # Sections that only a restart takes up.
+_FIXED = (
+    "state",
+    "batch",
+    "spool",
+    "uplink",
+    "time",
+    "obd",
+)  # Sections that only a restart takes up.
 
 Clock = Callable[[], Reading]
 Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
@@ -103,6 +112,7 @@ class Daemon:
         self._door = threading.Lock()  # Guards which agent lane gets an event.
         self._held: list[Event] | None = None  # What comes while the agent lane is made anew.
         self._readers: dict[Source, Reader] = {}
+        self._obd = self._poller()
         self._wire(parts)
         self._readers |= {_source(bus): self._reader(bus) for bus in config.bus}
         for name in self._unit.drop_rest():
@@ -145,6 +155,8 @@ class Daemon:
         self.capture.start()
         for reader in self._readers.values():
             reader.start()
+        if self._obd is not None:
+            self._obd.start()
 
     def run(self, stop: threading.Event) -> None:
         """Be the agent lane until `stop` is set.
@@ -179,6 +191,7 @@ class Daemon:
             Lane("capture", self.capture.is_alive, self.capture.turns),
             Lane("network", self.uplink.is_alive, self.uplink.last_moved_ns),
             *(Lane(f"bus {r.name}", r.is_alive, r.turns) for r in self._readers.values()),
+            *(Lane("obd", o.is_alive, o.turns) for o in (self._obd,) if o is not None),
         ]
 
     def reload(self, config: Config, parts: Parts) -> None:
@@ -212,6 +225,8 @@ class Daemon:
 
     def close(self) -> None:
         """End readers, capture, network; seal and store what was open. Twice is harmless."""
+        if self._obd is not None:
+            self._obd.close()
         _end(self._readers.values())
         self.capture.close(CAPTURE_STOP_S)
         if self.capture.is_alive:
@@ -268,7 +283,9 @@ class Daemon:
         return [reader.health() for reader in self._readers.values()]
 
     def _swap(self, plan: Plan) -> None:
-        """Put a plan in force: in the capture lane, then in the filters of the buses."""
+        """Put a plan in force: in what is asked, the capture lane, the filters of the buses."""
+        if self._obd is not None:
+            self._obd.ask(questions(plan, self._binding, self._obd.name), plan.until_ns)
         self.capture.swap(plan)
         self._filter(self._readers.values(), plan)
 
@@ -294,6 +311,8 @@ class Daemon:
                 reader.adopt(descriptor)
             return reader
         if bus.interface == "gnss":
+            from agent.edge.gnss import GnssReader  # noqa: PLC0415 - as python-can below
+
             return GnssReader(
                 bus.name,
                 channel=bus.channel,
@@ -310,6 +329,23 @@ class Daemon:
             channel=bus.channel,
             options=bus.options,
             sink=self.capture.put,
+        )
+
+    def _poller(self) -> "ObdPoller | None":
+        """Return what asks on a bus; what can send is not even loaded without `obd.poll`."""
+        if not self._config.obd.poll:
+            return None
+        from agent.edge.obd import ObdPoller  # noqa: PLC0415 - as above
+
+        bus = _asked_bus(self._config)
+        assert bus is not None, "the configuration was checked"
+        return ObdPoller(
+            bus.name,
+            interface=bus.interface,
+            channel=bus.channel,
+            options=bus.options,
+            max_per_s=self._config.obd.max_per_s,
+            clock=lambda: self._clock().wall_ns,
         )
 
     def _keep(self, name: str, descriptor: int | None) -> None:
@@ -339,6 +375,10 @@ def _source(bus: Bus) -> Source:
     return bus.name, bus.interface, bus.channel, tuple(sorted(bus.options.items()))
 
 
+def _asked_bus(config: Config) -> Bus | None:
+    return next((bus for bus in config.bus if config.obd.poll and bus.name == config.obd.bus), None)
+
+
 def _end(readers: Iterable[Reader]) -> None:
     """End readers side by side."""
     ending = list(readers)
@@ -351,6 +391,9 @@ def _end(readers: Iterable[Reader]) -> None:
 def _check_fixed(before: Config, after: Config) -> None:
     """Raise ConfigError where a setting changed that only a restart can take up."""
     changed = [name for name in _FIXED if getattr(before, name) != getattr(after, name)]
+    asked = [bus and _source(bus) for bus in (_asked_bus(before), _asked_bus(after))]
+    if "obd" not in changed and asked[0] != asked[1]:
+        changed.append("the bus of obd")
     if before.vehicle.id != after.vehicle.id:
         changed.append("vehicle.id")
     if changed:

@@ -52,6 +52,7 @@ class Rig:
         self.mapping = folder / "car.vspec"
         self.max_age_s = 60.0
         self.more_buses: list[dict[str, Any]] = []
+        self.obd: dict[str, Any] = {}
         self._daemon: Daemon | None = None
         self._asks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         (folder / "car.dbc").write_bytes(car.DBC)
@@ -70,6 +71,7 @@ class Rig:
                 "state": {"directory": "state"},
                 "keys": {"device": "device.jwk"},
                 "batch": {"max_age_s": self.max_age_s},
+                "obd": self.obd,
                 "bus": [
                     {
                         "name": "can0",

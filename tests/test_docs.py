@@ -5,6 +5,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -220,7 +222,7 @@ def test_the_documents_the_broker_and_the_agent_have_the_same_topics() -> None:
 
 
 def test_the_capture_side_has_no_call_that_sends_on_a_bus() -> None:
-    """docs/security.md: nothing that the agent runs sends on a bus; `play` is a tool."""
+    """docs/security.md: only the poller of OBD-II does, which is off; `play` is a tool."""
     sending = {"send", "send_periodic", "sendto", "sendmsg", "sendall"}
     calls = {
         (path.relative_to(ROOT).as_posix(), node.func.attr)
@@ -232,7 +234,20 @@ def test_the_capture_side_has_no_call_that_sends_on_a_bus() -> None:
     }
 
     tools = {"agent/cli/play.py", "agent/cli/virtualbus.py"}
-    assert {call for call in calls if call[0] not in tools} == set()
+    assert {call for call in calls if call[0] not in tools} == {("agent/edge/obd.py", "send")}
+
+
+def test_what_can_send_on_a_bus_is_not_even_loaded_unless_it_is_asked_for() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, agent.daemon; sys.exit('agent.edge.obd' in sys.modules)",
+        ],
+        check=False,
+    )
+
+    assert done.returncode == 0
 
 
 def test_the_example_policy_is_one_and_grants_what_the_demo_vehicle_has() -> None:

@@ -1,0 +1,103 @@
+"""Which OBD-II questions a plan needs asked: no other identifier, service or PID is ever one.
+
+Rules:
+ * A question is derived from a granted signal: the message is an answer of ISO 15765-4 (0x7E8 to
+   0x7EF, or 0x18DAF1xx), and the DBC's multiplexers say which service and PID it belongs to.
+ * Only services 01 (current data) and 09 (vehicle information) of SAE J1979 are asked. Both read.
+ * A signal whose service or PID the DBC leaves open is asked for by nobody.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent.core.binding import Binding, Bound
+from agent.core.decode import Field
+from agent.core.model import CAN_EFF_FLAG
+from agent.core.plan import Plan
+
+SERVICES = (0x01, 0x09)
+_ANSWER = 0x40  # SAE J1979: an answer's service is the request's plus this.
+_FIRST_ANSWER, _LAST_ANSWER = 0x7E8, 0x7EF  # ISO 15765-4 table 4: the request is 8 below.
+_ANSWER_29 = CAN_EFF_FLAG | 0x18DA_F100  # ISO 15765-4 table 6: to the tester, from unit xx.
+_REQUEST_29 = CAN_EFF_FLAG | 0x18DA_00F1
+_PADDING = b"\xcc" * 5  # ISO 15765-2 9.6.2.4 recommends it.
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request and where its answer comes from.
+
+    Attributes:
+        request_id: canid_t of the request.
+        answer_id: canid_t of the answer.
+        service: 1 or 9.
+        pid: The PID, or info type of service 9.
+        interval_ns: How often an answer is of use to a grant.
+    """
+
+    request_id: int
+    answer_id: int
+    service: int
+    pid: int
+    interval_ns: int
+
+    @property
+    def data(self) -> bytes:
+        """The request's payload: a single frame of 2 bytes."""
+        return bytes((2, self.service, self.pid)) + _PADDING
+
+
+def questions(plan: Plan, binding: Binding, bus: str) -> tuple[Question, ...]:
+    """Return what is to be asked on a bus so that the plan's takes get values.
+
+    Args:
+        plan: The plan in force.
+        binding: What it was compiled from.
+        bus: The bus that is asked on.
+    """
+    bounds: dict[str, list[Bound]] = {}
+    for bound in binding.bound:
+        if bound.bus in (bus, None):
+            bounds.setdefault(bound.vss.path, []).append(bound)
+    found: dict[tuple[int, int, int, int], int] = {}
+    for take in plan.takes:
+        for bound in bounds.get(take.path, ()):
+            for key in _asked(bound):
+                found[key] = min(take.interval_ns, found.get(key, take.interval_ns))
+    return tuple(Question(*key, interval_ns) for key, interval_ns in found.items())
+
+
+def request_id(answer_id: int) -> int | None:
+    """Return the identifier whose requests are answered under this one, or None."""
+    if _FIRST_ANSWER <= answer_id <= _LAST_ANSWER:
+        return answer_id - 8
+    if answer_id & ~0xFF == _ANSWER_29:
+        return _REQUEST_29 | (answer_id & 0xFF) << 8
+    return None
+
+
+def _asked(bound: Bound) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (request, answer, service, PID), once or not at all."""
+    request = None if bound.is_j1939 else request_id(bound.can_id)
+    if request is None:
+        return
+    isotp = bound.entry.isotp
+    # Byte 0 is the protocol's, but where the DBC counts from the message's own first byte.
+    first = 0 if isotp is not None and not isotp.with_length else 1
+    fixed = _fixed_bytes(bound.field)
+    service, pid = fixed.get(first, 0) - _ANSWER, fixed.get(first + 1)
+    if service in SERVICES and pid is not None:
+        yield request, bound.can_id, service, pid
+
+
+def _fixed_bytes(field: Field) -> dict[int, int]:
+    """Return the bytes that must have one value for a signal to be in the message."""
+    fixed: dict[int, int] = {}
+    mux = field.mux
+    while mux is not None:
+        selector = mux.selector
+        is_byte = selector.is_whole and selector.length == 8
+        if is_byte and len(mux.ids) == 1 and mux.ids[0][0] == mux.ids[0][1]:
+            fixed[selector.first_byte] = mux.ids[0][0]
+        mux = selector.mux
+    return fixed
