@@ -14,17 +14,17 @@ Rules:
 
 from dataclasses import dataclass, fields
 from enum import Enum, auto
+from types import MappingProxyType
 
 from agent.core.model import NS_PER_S
 from agent.core.policy import Grant, GrantState, Policy
 from agent.errors import PolicyRejected, Rollback, WrongVehicle
 
-# All that a grant says, but for its name, its revision and its state: attribute → member.
-_TERMS = {
-    field.name: {"recipient_id": "recipient"}.get(field.name, field.name)
-    for field in fields(Grant)
-    if field.name not in {"grant_id", "rev", "state"}
-} | {"nbf_s": "nbf", "exp_s": "exp", "retention_s": "retention"}
+# All that a grant says, but for its name, revision and state; and the policy's words for it.
+_TERMS = tuple(f.name for f in fields(Grant) if f.name not in {"grant_id", "rev", "state"})
+_MEMBERS = MappingProxyType(
+    {"recipient_id": "recipient", "nbf_s": "nbf", "exp_s": "exp", "retention_s": "retention"}
+)
 MAX_IAT_AHEAD_NS = 86_400 * NS_PER_S
 
 
@@ -107,7 +107,9 @@ def check_revisions(policy: Policy, *, before: Policy | None) -> None:
         if old is None or GrantState.REVOKED in (grant.state, old.state):
             continue
         changed = [
-            told for term, told in _TERMS.items() if getattr(grant, term) != getattr(old, term)
+            _MEMBERS.get(term, term)
+            for term in _TERMS
+            if getattr(grant, term) != getattr(old, term)
         ]
         if grant.rev < old.rev or (grant.rev == old.rev and changed):
             raise PolicyRejected(

@@ -28,6 +28,13 @@ from agent.errors import PolicyRejected
 
 # Members that say when and not what: less of them leaves what was collected before as it is.
 _SPAN = frozenset({"nbf", "exp", "offline_s"})
+# What of a grant is judged here, or gives nothing: a record only says where the declaration lies.
+_KNOWN = frozenset(
+    {
+        *("grant_id", "rev", "state", "recipient_id", "nbf_s", "exp_s", "offline_s", "purposes"),
+        *("retention_s", "record", "details", "combine"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +193,12 @@ def _grew(detail: Detail, old: tuple[Grant, Policy], new: tuple[Grant, Policy]) 
         )
         if is_more
     ]
-    return (*grew, *_looser(detail.constraints, same.constraints))
+    unknown = (
+        field.name
+        for field in fields(Grant)
+        if field.name not in _KNOWN and getattr(now, field.name) != getattr(was, field.name)
+    )
+    return (*grew, *unknown, *_looser(detail.constraints, same.constraints))
 
 
 def _recipient_changed(old: tuple[Grant, Policy], new: tuple[Grant, Policy]) -> bool:

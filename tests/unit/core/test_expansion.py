@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.cloud.trust import trust_file
+from agent.core import expansion
 from agent.core.expansion import check_owner_signature, expands, narrowed
 from agent.core.policy import Policy, parse_policy
 from agent.core.standing import Overlays
@@ -241,6 +242,25 @@ def test_a_stop_at_the_vehicle_is_no_term_of_consent() -> None:
     stopped = Overlays(stopped=frozenset({"*"}), lapsed=frozenset({"gr_01JD"}))
 
     assert grew(example(), example(), overlays_before=stopped) == {}
+
+
+def test_a_member_that_nobody_judges_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a later version brings must not go past the owner."""
+    other = changed(of_grant(0, record={"id": "cr_8", "sha256": "0" * 64}))
+    assert grew(example(), other) == {}
+
+    monkeypatch.setattr(expansion, "_KNOWN", expansion._KNOWN - {"record"})
+
+    assert grew(example(), other) == every_scope("record")
+
+
+def test_a_constraint_that_nobody_judges_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrower = changed(of_scope("read_fuel", once=True, min_interval_s=99))
+    assert grew(example(), narrower) == {}
+
+    monkeypatch.setattr(expansion, "_IS_LOOSER", {})
+
+    assert grew(example(), narrower) == {FUEL: ("min_interval_s",)}
 
 
 def test_another_catalogue_may_mean_other_things() -> None:
