@@ -282,12 +282,17 @@ def _conversion(entry: Entry, vss: VssSignal) -> Conversion:
     return found
 
 
+def _is_moment(vss: VssSignal, field: Field) -> bool:
+    """Tell whether a path is a moment in text, and the signal the seconds since the epoch."""
+    return vss.unit == "iso8601" and field.unit == "s"
+
+
 def _check_datatype(entry: Entry, vss: VssSignal, field: Field) -> None:
     """Raise where no value of the signal could ever be one of the path."""
     if vss.datatype == "string":
         if entry.math is not None:
             raise _Unusable("the path is text, math gives numbers")
-        if entry.choices is None and not field.choices:
+        if entry.choices is None and not field.choices and not _is_moment(vss, field):
             raise _Unusable(f"the path is text, {entry.signal} has no named values")
         wanted: tuple[type, ...] = (str,)
     elif vss.datatype == "boolean":

@@ -109,7 +109,7 @@ class Rounds:
         has_fix = bool(fixes) and all(fixes)
         if not has_fix:
             self.without_fix += 1
-            said = {name: said[name] for name in ("time_ms", "day", "satellites") if name in said}
+            said = {name: said[name] for name in ("satellites",) if name in said}
         fix = max(fixes) if has_fix else 0
         return self._t_ns, self._bus, GNSS_ID, _payload(said, fix)
 

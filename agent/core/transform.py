@@ -22,6 +22,7 @@ Rules:
 import math
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 
 from agent.core.decode import Field
@@ -33,6 +34,7 @@ from agent.core.units import Conversion
 GRID_DECIMALS = 7  # 1e-7 degrees is 11 mm at the equator, below any receiver's accuracy.
 _SAFE_BITS = 900  # Of 1024: an integer of raw * scale + offset that no double is too short for.
 _EXACT = float(2**53)  # Above it neighbouring doubles are further apart than one.
+_LAST_MOMENT_S = 253_402_300_799  # 9999-12-31T23:59:59Z; datetime knows no later year.
 _J1939_RESERVED = 0xFB  # SAE J1939-71 table 1: 0xFB.. reserved, 0xFE.. error, 0xFF.. not available.
 
 
@@ -67,6 +69,16 @@ def first_reserved(field: Field) -> int | None:
     return None
 
 
+def moment_text(seconds: float) -> str:
+    """Return a moment as ISO 8601 in UTC, to the ms.
+
+    Args:
+        seconds: Since the epoch, before the year 10000.
+    """
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=round(seconds * 1000))
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at the call
     field: Field,
     entry: Entry,
@@ -90,6 +102,11 @@ def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at t
     writer.check_available(field)
     if entry.choices is not None:
         writer.look_up(field, entry.choices)
+    elif datatype == "string" and not field.choices:
+        # `binding` lets no other number stand for a text than the seconds of a moment.
+        writer.physical(field)
+        writer.line("if not 0 <= v < LAST_MOMENT: return RANGE", LAST_MOMENT=_LAST_MOMENT_S)
+        writer.line("v = MOMENT(v)", MOMENT=moment_text)
     elif datatype == "string":
         writer.line("v = NAMES.get(raw)", NAMES=dict(field.choices))
         writer.line("if v is None: return UNNAMED")

@@ -165,7 +165,7 @@ def test_four_kinds_of_bus_at_once_each_with_its_dbc_and_mapping(
             receiver.say(rmc() + gga())
             wait_for("every frame", lambda: daemon.capture.frames >= 4)
         with rig.running():
-            wait_for("the samples", lambda: len(opened(auditor, cloud)) >= 5)
+            wait_for("the samples", lambda: len(opened(auditor, cloud)) >= 6)
 
         assert {sample.path: sample.value for sample in opened(auditor, cloud)} == {
             "Vehicle.TraveledDistance": 4711,
@@ -173,6 +173,7 @@ def test_four_kinds_of_bus_at_once_each_with_its_dbc_and_mapping(
             "Vehicle.Powertrain.FuelSystem.RelativeLevel": 42,
             "Vehicle.CurrentLocation.Latitude": 1.005,
             "Vehicle.CurrentLocation.Longitude": 2.005,
+            "Vehicle.CurrentLocation.Timestamp": "2026-01-02T12:00:00.000Z",
         }
 
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,10 @@ START_NS = 1_800_000_000 * NS_PER_S
 PRECISE = {"min_interval_s": 1, "precise": True}
 
 
-def binding() -> Binding:
+def binding(mapping: bytes | None = None) -> Binding:
+    shipped = (car.ROOT / "config/vehicles/gnss.vspec").read_bytes()
     return bind(
-        parse_mapping((car.ROOT / "config/vehicles/gnss.vspec").read_bytes(), name="gnss.vspec"),
+        parse_mapping(mapping or shipped, name="gnss.vspec"),
         [parse_dbc((car.ROOT / "dbc/gnss.dbc").read_bytes(), name="gnss.dbc")],
         car.catalogue(),
         bus="gnss",
@@ -116,7 +118,7 @@ def test_a_real_drive_gives_the_positions_that_are_in_it(
     assert (foreign, moments - len(pairs)) == (0, 0)
 
 
-def taken(plan: Plan, frames: list[Frame]) -> dict[str, list[tuple[int, float]]]:
+def taken(plan: Plan, frames: list[Frame]) -> dict[str, list[tuple[int, Any]]]:
     """Return path -> samples of the frames, a second apart so that the time rule lets all pass."""
     pipeline = Pipeline(plan)
     pipeline.feed(
@@ -124,10 +126,9 @@ def taken(plan: Plan, frames: list[Frame]) -> dict[str, list[tuple[int, float]]]
         for i, (_, bus, can_id, data) in enumerate(frames)
     )
     pipeline.stop()
-    got: dict[str, list[tuple[int, float]]] = {}
+    got: dict[str, list[tuple[int, Any]]] = {}
     for batch in pipeline.drain():
         for sample in batch.samples():
-            assert isinstance(sample.value, float)
             got.setdefault(sample.path, []).append((sample.t_ns, sample.value))
     return got
 
@@ -169,8 +170,31 @@ def test_a_quiet_line_ends_the_round_and_the_grid_holds(
     assert got == {
         "Vehicle.CurrentLocation.Latitude": [1.05],
         "Vehicle.CurrentLocation.Longitude": [2.05],
+        "Vehicle.CurrentLocation.Timestamp": ["2026-01-02T12:00:00.000Z"],
         "Vehicle.CurrentLocation.Heading": [90.0],
     }
+
+
+def test_the_speed_can_be_taken_by_the_comment_of_the_mapping(
+    receiver: SerialDevice, listening: Listening
+) -> None:
+    shipped = (car.ROOT / "config/vehicles/gnss.vspec").read_text("utf-8")
+    head, mark, rest = shipped.partition("# Vehicle.Speed:")
+    mapping = head + (mark + rest).replace("# ", "")
+    made = compile_plan(
+        car.policy({"g": {"read_speedometer": {"min_interval_s": 0.1}}}),
+        car.catalogue(),
+        binding(mapping.encode()),
+        now_ns=START_NS,
+        named_buses=["gnss"],
+    )
+    listening.want(made)
+    wait_for("the device", lambda: active(listening))
+
+    receiver.say(rmc())
+    wait_for("the frame", lambda: listening.frames)
+
+    assert taken(made, listening.frames) == {"Vehicle.Speed": [(START_NS, 18.52)]}
 
 
 def test_no_fix_and_garbage_are_counted_and_give_no_position(

@@ -158,3 +158,13 @@ def test_a_close_name_is_also_found_among_thousands() -> None:
     result = bound("dbc2vss: {signal: B.Spede}", dbcs=(big,))
 
     assert "B.Speed" in result.disabled["Vehicle.Speed"]
+
+
+@pytest.mark.parametrize(("unit", "is_bound"), [("s", True), ("ms", False), ("", False)])
+def test_only_seconds_stand_for_a_moment_in_text(unit: str, is_bound: bool) -> None:  # noqa: FBT001
+    dbc = TWO.replace(b'"km/h"', f'"{unit}"'.encode())
+    paths = ("Vehicle.CurrentLocation.Timestamp", "Vehicle.VehicleIdentification.VIN")
+
+    results = [bound("dbc2vss: {signal: B.Speed}", dbcs=(dbc,), path=path) for path in paths]
+
+    assert [bool(result.bound) for result in results] == [is_bound, False]

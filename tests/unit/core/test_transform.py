@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -268,3 +269,20 @@ def test_the_first_line_of_a_mapping_that_fits_wins_by_name_or_by_number() -> No
     )
 
     assert [transform(raw, field=field, entry=entry, datatype="int8") for raw in (0, 1)] == [10, 30]
+
+
+@given(st.integers(0, 253_402_300_798_999))
+def test_seconds_since_the_epoch_are_a_moment_in_text(ms: int) -> None:
+    """As Python reads it back."""
+    field = replace(PLAIN, length=48, scale=0.001)
+
+    got = transform(ms, field=field, datatype="string")
+
+    told = datetime.fromisoformat(got)
+    assert got.endswith("Z")
+    assert round((told - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1)) == ms
+
+
+@pytest.mark.parametrize("raw", [-1, 253_402_300_799, 10**18, math.nan])
+def test_a_moment_outside_of_four_digit_years_is_dropped(raw: float) -> None:
+    assert transform(raw, datatype="string") is Drop.RANGE
