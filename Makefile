@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
 
-.PHONY: help venv demo test test-unit check format lock bench test-matrix test-vm bench-vm wheel clean
+.PHONY: help venv demo test test-long test-unit check format lock bench test-matrix test-vm bench-vm wheel clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,10 @@ lock: venv ## Pin what pyproject.toml asks for; UPGRADE=1 takes the newest relea
 bench: venv ## Measure speed and size against cantools and JSON.
 	$(BIN)/python -m tests.bench.bench_pipeline --captures $(CAPTURES)
 	$(BIN)/python -m tests.bench.bench_ledger
+	$(BIN)/python -m tests.bench.bench_spool
+
+test-long: venv ## Kill the vehicle a thousand times, with its broker, and account for every envelope.
+	$(BIN)/python -m tests.crash --kills $(or $(KILLS),1000) --seed $(or $(SEED),1) --report docs/reports/crash.md
 
 bench-vm: venv ## Measure reading a full bus against candump and python-can, in the guest.
 	@tests/vm/run qemu bench

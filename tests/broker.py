@@ -123,6 +123,11 @@ class Broker:
         """End it at once: what was not written is lost."""
         self._end(kill=True)
 
+    def signal(self, signum: int) -> None:
+        """Send it a signal, such as SIGSTOP."""
+        assert self._process is not None
+        self._process.send_signal(signum)
+
     def _end(self, *, kill: bool) -> None:
         process, self._process = self._process, None
         if process is not None:

@@ -138,6 +138,11 @@ class Receiver:
         if handed is not None:
             self._session.acknowledge(handed)
 
+    @property
+    def connections(self) -> int:
+        """How often the subscription stood so far: rises by one when a lost link is back."""
+        return self._session.subscriptions
+
     def missing(self) -> tuple[Missing, ...]:
         """Return the numbers that have not come, each run with the reason, or `lost`.
 

@@ -48,7 +48,11 @@ class Arrived:
 
 
 class Session:
-    """A connected client."""
+    """A connected client.
+
+    Attributes:
+        subscriptions: How often its subscriptions were taken.
+    """
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Session:
         self._topics = [(topic, 1) for topic in topics]
         self._arrived = arrived
         self._connection = 0
+        self.subscriptions = 0
         self._outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[ReasonCode] = queue.SimpleQueue()
         self._client = _Client(
@@ -165,6 +170,7 @@ class Session:
         ____: Properties | None,
     ) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
+        self.subscriptions += not refused
         self._outcome.put(refused[0] if refused else None)
 
     def _on_disconnect(self, *arguments: Any) -> None:

@@ -1,0 +1,128 @@
+"""A vehicle to be killed: the daemon's own wiring in a process of its own, fed by itself.
+
+`python -m tests.crash_child CONFIG MARKS` waits for lines on stdin. `run` and `drain` fork a
+vehicle and print its pid; `run` also plays frames, `drain` only delivers. So one start costs
+no imports.
+
+MARKS is a file of eight-byte numbers that the vehicle writes as it goes, and its killer reads:
+
+    0  phase: 1 a batch is open, 2 a commit is under way, 3 a publish is unacknowledged
+    1  envelopes in the spool
+    2  turns of the agent lane
+    3… the last number of each grant whose append has returned
+"""
+
+import itertools
+import json
+import mmap
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import can
+
+from agent import daemon as daemon_module
+from agent.config import parse_config
+from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S
+from agent.daemon import Daemon
+from agent.edge.store import Store
+from agent.parts import load_parts
+from tests import car
+
+OPEN, COMMIT, UNACKNOWLEDGED = 1, 2, 3
+PHASE, WAITING, TURNS, FIRST_GRANT = range(4)
+GRANTS = ("gr_a", "gr_b")
+SLOTS = FIRST_GRANT + len(GRANTS)
+FRAME_S = 0.002
+
+
+class Marks:
+    """The shared numbers."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), SLOTS * 8)
+
+    def __getitem__(self, slot: int) -> int:
+        return int(struct.unpack_from("<q", self._map, slot * 8)[0])
+
+    def __setitem__(self, slot: int, value: int) -> None:
+        struct.pack_into("<q", self._map, slot * 8, value)
+
+
+def make_marks(path: Path) -> Marks:
+    path.write_bytes(bytes(SLOTS * 8))
+    return Marks(path)
+
+
+def main(config: Path, marks: Path) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for the dead.
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                vehicle(config, Marks(marks), is_fed=line.strip() == "run")
+            finally:
+                os._exit(1)
+        sys.stdout.write(f"{pid}\n")
+        sys.stdout.flush()
+
+
+def vehicle(config: Path, marks: Marks, *, is_fed: bool) -> None:
+    """Run until killed."""
+
+    class Marked(Store):
+        def append(self, grant_id: str, rev: int, **about: Any) -> int:
+            marks[PHASE] = COMMIT
+            n = super().append(grant_id, rev, **about)
+            marks[FIRST_GRANT + GRANTS.index(grant_id)] = n
+            marks[PHASE] = OPEN
+            return n
+
+    daemon_module.Store = Marked  # type: ignore[misc]
+    parsed = parse_config(json.loads(config.read_text(encoding="utf-8")), config.parent)
+    daemon = Daemon(parsed, load_parts(parsed))
+    daemon.start()
+    if is_fed:
+        channel = str(parsed.bus[0].channel)
+        threading.Thread(target=feed, args=(channel,), daemon=True).start()
+    while True:
+        daemon.agent.turn(0.05)
+        is_sent = bool(daemon.uplink.in_flight())
+        marks[PHASE] = UNACKNOWLEDGED if is_sent else OPEN
+        store = daemon._store
+        marks[WAITING] = sum(tally.envelopes for tally in store.counts().values())
+        marks[TURNS] += 1
+
+
+def feed(channel: str) -> None:
+    """Drive: speed and mileage rise and fall, at 500 frames a second."""
+    with can.Bus(interface="virtual", channel=channel, preserve_timestamps=True) as bus:
+        for index in itertools.count():
+            now_ms = time.time() * 1000
+            made = (
+                car.speed(now_ms, index % 200)
+                if index % 2
+                else car.odometer(now_ms, 1_000_000 + index)
+            )
+            t_ns, _, can_id, data = made
+            with suppress(can.CanError):
+                bus.send(
+                    can.Message(
+                        timestamp=t_ns / NS_PER_S,
+                        arbitration_id=can_id & CAN_EFF_MASK,
+                        is_extended_id=bool(can_id & CAN_EFF_FLAG),
+                        data=data,
+                    )
+                )
+            time.sleep(FRAME_S)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
