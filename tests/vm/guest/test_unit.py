@@ -76,6 +76,14 @@ def test_what_is_installed_is_where_it_belongs(installed: None) -> None:  # noqa
     )
 
 
+def test_systemd_finds_nothing_to_complain_about(installed: None) -> None:  # noqa: ARG001
+    units = (
+        "/usr/lib/systemd/system/consentry.service /usr/lib/systemd/system/consentry-alert.service"
+    )
+
+    assert sh(f"systemd-analyze verify {units} 2>&1 | grep -i consentry || true") == ""
+
+
 def test_what_the_document_shows_before_and_after_the_start(vehicle: Vehicle) -> None:
     assert "vehicle veh-test, buses body" in vehicle.found
     assert vehicle.found.endswith("ok")
@@ -258,3 +266,15 @@ def test_a_unit_that_cannot_start_raises_the_alert(vehicle: Vehicle) -> None:
         wait_for("the alert", lambda: "has failed" in sh(alerts))
     finally:
         (SETTINGS / "trust.json").write_bytes(good)
+
+
+def test_it_can_be_removed_and_leaves_what_is_the_owners(vehicle: Vehicle) -> None:
+    """The last test: nothing of the program is left."""
+    sh(documented("Remove"))
+    left = sh("find / -xdev -iname '*consentry*' -not -path '/proc/*' -not -path '/tmp/*'")
+
+    assert vehicle.show("LoadState") == "not-found"
+    assert {path for path in left.splitlines() if not path.startswith(("/src", "/opt/venv"))} == {
+        "/etc/consentry",
+        "/var/lib/consentry",
+    }
