@@ -262,6 +262,18 @@ def test_a_flipped_bit_in_the_last_segment_is_noticed(place: Path) -> None:
         shutil.copytree(kept, place)
 
 
+def test_segments_that_are_all_gone_are_noticed_by_the_head(place: Path) -> None:
+    size, head_root = filled(place)
+    for path in place.glob("segment-*"):
+        path.unlink()
+
+    with opened(place) as ledger:
+        assert ledger.set_aside is not None
+    (entry,) = entries(place)
+    assert (entry.facts["size"], entry.facts["root"]) == (size, head_root.hex())
+    assert entry.facts["generation"] == 1
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_flipped_bit_in_an_older_segment_is_found_on_the_way(place: Path, which: int) -> None:
     """The tree does not need it any more: the ledger goes on, and says so."""
@@ -273,6 +285,7 @@ def test_a_flipped_bit_in_an_older_segment_is_found_on_the_way(place: Path, whic
 
     with opened(place) as ledger:
         assert ledger.set_aside is None
+        assert not ledger.ended_cleanly
         for _ in range(3):
             ledger.append(happened(), durable=False)
             ledger.checkpoint(NOW_NS, device())
@@ -484,7 +497,8 @@ def test_evidence_is_removed_after_the_retention(place: Path) -> None:
         aside = ledger.set_aside
     assert aside is not None
     for path in aside.iterdir():
-        os.utime(path, (NOW_NS // S, NOW_NS // S))
+        written_s = NOW_NS // S - (0 if path.name == "head" else 10 * 86_400)
+        os.utime(path, (written_s, written_s))
 
     opened(place, NOW_NS + 179 * DAY_NS).close()
     assert aside.exists()
