@@ -308,6 +308,29 @@ def root_of_tail(place: Path) -> tuple[int, bytes]:
     return replay.tree.size, replay.tree.root()
 
 
+def test_a_segment_under_another_name_is_noticed(place: Path) -> None:
+    filled(place)
+    path = sorted(place.glob("segment-*"))[1]
+    path.rename(place / "segment-000000000006.jsonl")
+
+    with opened(place) as ledger:
+        assert ledger.set_aside is not None
+
+
+def test_each_ledger_that_is_begun_is_the_next_generation(place: Path) -> None:
+    """Also where `head` is gone: the segments' first lines say it too."""
+    for generation in (1, 2, 3):
+        filled(place)
+        (place / "head").unlink()
+        path = max(place.glob("segment-*"))
+        path.write_bytes(b"x" + path.read_bytes())
+
+        with opened(place) as ledger:
+            assert ledger.generation == generation
+            assert ledger.set_aside == place.with_name(f"ledger.damaged-{generation}")
+        assert entries(place)[0].facts["generation"] == generation
+
+
 def test_a_damaged_head_file_is_damage(place: Path) -> None:
     filled(place)
     (place / "head").write_bytes(b"{}\n")
