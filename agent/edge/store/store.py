@@ -381,20 +381,17 @@ class Store:
         """Remove envelopes that the broker has taken over; return what, per grant.
 
         Ids that are not there, because their grant has ended meanwhile, are passed over. Ids below
-        zero are those of gaps that were told.
-
-        Raises:
-            StoreError: The disk refused; they stay and are delivered again.
+        zero are those of gaps that were told. When the disk refuses they stay and are delivered
+        again.
         """
-        return self._guarded(lambda spool: spool.delivered(row_ids))
+        return self._read(lambda spool: spool.delivered(row_ids), {})
 
     def expire(self, now_ns: int) -> Mapping[str, Tally]:
         """Erase envelopes whose retention has passed (expires_ns ≤ now); return what, per grant.
 
-        Raises:
-            StoreError: The disk refused; nothing was erased.
+        When the disk refuses nothing is erased, and the next call tries again.
         """
-        return self._guarded(lambda spool: spool.expire(now_ns))
+        return self._read(lambda spool: spool.expire(now_ns), {})
 
     def counts(self) -> Mapping[str, Tally]:
         """Return what the spool holds, per grant."""
@@ -489,9 +486,7 @@ class Store:
         except NewerState:
             raise
         except StoreError as exc:
-            if exc.message != self._fault:  # It is tried again at every turn.
-                _log.error("spool unusable", extra={"error": exc.message})
-            self._fault = exc.message
+            self._tell(exc)
             return {}, False
         self._is_behind, self._fault = False, ""
         # Nobody can say whose envelopes lie in a file that could not be read.
@@ -517,27 +512,40 @@ class Store:
         Raises:
             StoreError: What the step raised, or the spool cannot be used.
         """
-        if self._is_behind:
-            self._follow(0)
-        if self._spool is None or self._is_behind:
-            raise StoreError("the spool cannot be used, expected it to follow the consent")
         try:
-            return step(self._spool)
+            return step(self._usable())
         except StoreError as exc:
             if not is_corrupt(exc):
                 raise
         self._renewed()
-        self._follow(0)
+        self._is_behind = True
+        return step(self._usable())
+
+    def _usable(self) -> Spool:
+        """Return the spool once it has followed.
+
+        Raises:
+            StoreError: It cannot be opened, or has not.
+        """
+        if self._is_behind:
+            self._follow(0)
         if self._spool is None or self._is_behind:
-            raise StoreError("the spool cannot be used, expected it to follow the consent")
-        return step(self._spool)
+            reason = self._fault or "it has not followed the consent"
+            raise StoreError(f"the spool cannot be used: {reason}")
+        return self._spool
 
     def _read(self, step: Callable[[Spool], _Result], nothing: _Result) -> _Result:
         """Ask the spool; it has nothing to say while it cannot be used."""
         try:
             return self._guarded(step)
-        except StoreError:
+        except StoreError as exc:
+            self._tell(exc)
             return nothing
+
+    def _tell(self, exc: StoreError) -> None:
+        if exc.message != self._fault:  # It is tried again at every turn.
+            _log.error("spool unusable", extra={"error": exc.message})
+        self._fault = exc.message
 
     def _close_files(self) -> None:
         self._db.close()

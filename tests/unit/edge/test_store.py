@@ -604,7 +604,8 @@ def test_what_append_returned_survives_kill_nine(directory: Path) -> None:
         assert child.stdout is not None
         printed = [int(child.stdout.readline()) for _ in range(20)]
         child.send_signal(signal.SIGKILL)
-        rest, _ = child.communicate(timeout=30)
+        rest = child.stdout.read()  # Not `communicate`: that forgets what `readline` has buffered.
+        child.communicate(timeout=30)
         last = max([*printed, *map(int, rest.split())])
 
         with Store.open(directory) as store:
@@ -642,7 +643,8 @@ def test_kill_nine_leaves_the_old_policy_or_the_new_one_never_a_mix(directory: P
         assert child.stdout is not None
         printed = [int(child.stdout.readline()) for _ in range(3 + shot)]
         child.send_signal(signal.SIGKILL)
-        rest, _ = child.communicate(timeout=30)
+        rest = child.stdout.read()  # Not `communicate`: that forgets what `readline` has buffered.
+        child.communicate(timeout=30)
         last = max([*printed, *map(int, rest.split())])
 
         with Store.open(directory) as store:
