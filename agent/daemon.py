@@ -15,30 +15,39 @@ Rules:
    stays: the store, the capture lane with its open batches, the connection to the broker.
 """
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from agent.config import Bus, Config
-from agent.control import Agent, Batches, Consent
+from agent.control import Agent, Batches, Consent, Journal, Surroundings, Switched
 from agent.control.agent import Event
+from agent.control.consent import trust_in_force
 from agent.core.admission import Admission
 from agent.core.binding import Binding
 from agent.core.bushealth import BusHealth
 from agent.core.canfilter import CanFilter, compile_filters, message_filter
 from agent.core.clock import Reading
+from agent.core.explanation import facts_of
 from agent.core.jws import verify_policy_jws
 from agent.core.model import NS_PER_S, Batch
 from agent.core.obd import questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.policy import parse_policy
+from agent.core.status import BusStatus, LaneStatus
+from agent.core.switch import SignalSwitch
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
+from agent.edge.control_socket import ControlSocket
+from agent.edge.ledger import Ledger
 from agent.edge.socketcan import SocketCanReader
 from agent.edge.store import Store
+from agent.edge.switch import FileSwitch
 from agent.edge.systemd import Unit
 from agent.edge.uplink import Connected, Uplink
 from agent.errors import AgentError, ConfigError
@@ -54,14 +63,8 @@ STOP_S = 5.0
 # Shares of it. The rest is for what is sealed and stored in between.
 CAPTURE_STOP_S = 1.5
 UPLINK_STOP_S = 1.5
-_FIXED = (
-    "state",
-    "batch",
-    "spool",
-    "uplink",
-    "time",
-    "obd",
-)  # Sections that only a restart takes up.
+# Sections that only a restart takes up.
+_FIXED = ("state", "batch", "spool", "uplink", "time", "obd", "control", "switch")
 
 Clock = Callable[[], Reading]
 Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
@@ -102,13 +105,24 @@ class Daemon:
             newest_first=config.uplink.order == "newest",
         )
         self._clock = clock = clock or SystemClock(config.time.synchronised_file)
+        self._is_open = True
+        now = clock()
+        self._started_s = now.wall_ns // NS_PER_S
+        self._ledger = self._open_ledger(now)
         pipeline = Pipeline(
             max_age_ns=int(config.batch.max_age_s * NS_PER_S),
             max_samples=config.batch.max_samples,
             once_taken=self._store.once_taken(),
         )
-        self.capture = Capture(pipeline, on_batches=self._on_batches, clock=lambda: clock().wall_ns)
+        self.capture = Capture(
+            pipeline,
+            on_batches=self._on_batches,
+            clock=lambda: clock().wall_ns,
+            switch=_signal_switch(config, parts),
+            on_switch=self._on_switch,
+        )
         self.uplink = Uplink(parts.uplink, on_event=self._post)
+        self._journal = Journal(self._ledger, publish=self.uplink.publish_ledger_head)
         self._door = threading.Lock()  # Guards which agent lane gets an event.
         self._held: list[Event] | None = None  # What comes while the agent lane is made anew.
         self._readers: dict[Source, Reader] = {}
@@ -117,8 +131,14 @@ class Daemon:
         self._readers |= {_source(bus): self._reader(bus) for bus in config.bus}
         for name in self._unit.drop_rest():
             _log.info("socket not needed", extra={"kept": name})
-        if self._store.set_aside is not None:
-            _log.error("state was corrupt", extra={"set_aside": self._store.set_aside.name})
+        self._control = ControlSocket(
+            config.control.socket,
+            permissions=parts.permissions,
+            on_ask=self._post,
+            group_id=parts.control_group,
+        )
+        self._switch = _file_switch(config, self._on_switch)
+        self._note_start(now, config, parts)
 
     def __enter__(self) -> Self:
         return self
@@ -149,7 +169,11 @@ class Daemon:
 
     def start(self) -> None:
         """Take up the policy on disk, then start network, capture and readers."""
+        self._control.start()  # Whoever wants to stop it can, before anything is taken.
+        if self._switch is not None:
+            self._switch.start()
         self.agent.restore()
+        self.agent.turn(0.0)  # What the switch says counts before the first frame.
         self._filter(self._readers.values())
         self.uplink.start()
         self.capture.start()
@@ -190,6 +214,8 @@ class Daemon:
         return [
             Lane("capture", self.capture.is_alive, self.capture.turns),
             Lane("network", self.uplink.is_alive, self.uplink.last_moved_ns),
+            Lane("control", self._control.is_alive, self._control.turns),
+            *([Lane("switch", self._switch.is_alive, self._switch.turns)] if self._switch else []),
             *(Lane(f"bus {r.name}", r.is_alive, r.turns) for r in self._readers.values()),
             *(Lane("obd", o.is_alive, o.turns) for o in (self._obd,) if o is not None),
         ]
@@ -209,7 +235,8 @@ class Daemon:
         _check_fixed(self._config, config)
         stored = self._store.in_force()
         if stored is not None:
-            parse_policy(verify_policy_jws(stored.jws, parts.trust), parts.catalogue)
+            trust = trust_in_force(self._store, parts.trust)
+            parse_policy(verify_policy_jws(stored.jws, trust), parts.catalogue)
         self._config = config
         self._renew(parts)
         sources = {_source(bus): bus for bus in config.bus}
@@ -225,6 +252,12 @@ class Daemon:
 
     def close(self) -> None:
         """End readers, capture, network; seal and store what was open. Twice is harmless."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._control.close()
+        if self._switch is not None:
+            self._switch.close()
         if self._obd is not None:
             self._obd.close()
         _end(self._readers.values())
@@ -232,7 +265,9 @@ class Daemon:
         if self.capture.is_alive:
             _log.error("capture did not end", extra={"waited_s": CAPTURE_STOP_S})
         self.agent.finish()
+        self._journal.note(self._clock().wall_ns, "stopped", reason="asked")
         self.uplink.close(UPLINK_STOP_S)
+        self._ledger.close()
         self._store.close()
 
     def _wire(self, parts: Parts) -> None:
@@ -258,9 +293,58 @@ class Daemon:
             store=self._store,
             consent=self._consent,
             uplink=self.uplink,
+            journal=self._journal,
             swap=self._swap,
             clock=self._clock,
+            look=self._look,
         )
+
+    def _open_ledger(self, now: Reading) -> Ledger:
+        try:
+            return Ledger.open(
+                self._config.state.directory / "ledger",
+                vehicle=self._config.vehicle.id,
+                boot_id=now.boot_id,
+                now_ns=now.wall_ns,
+            )
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _note_start(self, now: Reading, config: Config, parts: Parts) -> None:
+        """Write into log and ledger how this start finds things."""
+        now_ns = self._consent.moment(now).now_ns
+        if not self._ledger.ended_cleanly:
+            self._journal.note(now_ns, "crash-noticed", reason="no-stop-before-start")
+        if self._store.set_aside is not None:
+            _log.error("state was corrupt", extra={"set_aside": self._store.set_aside.name})
+            self._journal.note(now_ns, "spool-damaged", reason="set-aside")
+        if self._ledger.set_aside is not None:
+            _log.error("ledger was damaged", extra={"set_aside": self._ledger.set_aside.name})
+        self._journal.note(
+            now_ns,
+            "started",
+            version=version("consentry"),
+            config=hashlib.sha256(repr(config).encode()).hexdigest(),
+            catalogue=parts.catalogue.sha256,
+            boot=now.boot_id,
+        )
+
+    def _look(self) -> Surroundings:
+        """Return how the other lanes are."""
+        return Surroundings(
+            version=version("consentry"),
+            started_s=self._started_s,
+            lanes=tuple(LaneStatus(lane.name, lane.is_alive) for lane in self.lanes()),
+            buses=tuple(
+                BusStatus(bus.bus, bus.state.value, bus.frames, bus.reconnects)
+                for bus in self.buses()
+            ),
+            facts=facts_of(self.capture.counts()),
+        )
+
+    def _on_switch(self, is_private: bool) -> None:  # noqa: FBT001 - the switches' callback
+        self._post(Switched(is_private))
 
     def _renew(self, parts: Parts) -> None:
         """Make the agent lane anew; what comes meanwhile is held for the new one."""
@@ -268,8 +352,12 @@ class Daemon:
             self._held = []
         before = self.agent
         before.turn(0.0)  # What came before is handled under the old files.
+        before.finish()
+        is_private = self._consent.is_private
         self._wire(parts)
         self.agent.counts.update(before.counts)
+        if is_private:
+            self.agent.post(Switched(is_private))
         self.agent.restore()
         if self.uplink.publish_status("online"):
             self.agent.post(Connected())  # The new lane has not heard of it.
@@ -368,6 +456,30 @@ class Daemon:
 def _kept_as(bus: str) -> str:
     """Return the name under which systemd keeps a bus's socket."""
     return f"can-{bus}"
+
+
+def _signal_switch(config: Config, parts: Parts) -> SignalSwitch | None:
+    if parts.switch is None:
+        return None
+    return SignalSwitch(
+        parts.switch,
+        private_on_fault=config.switch.on_fault == "stop",
+        max_age_ns=int(config.switch.max_age_s * NS_PER_S),
+    )
+
+
+def _file_switch(config: Config, on_switch: Callable[[bool], None]) -> FileSwitch | None:
+    switch = config.switch
+    if switch.file is None:
+        return None
+    return FileSwitch(
+        switch.file,
+        active=switch.active,
+        inactive=switch.inactive,
+        private_on_fault=switch.on_fault == "stop",
+        poll_s=switch.poll_s,
+        on_switch=on_switch,
+    )
 
 
 def _source(bus: Bus) -> Source:

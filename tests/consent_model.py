@@ -48,6 +48,9 @@ class Model:
         if self.is_synced:
             self.floor_s = self.now_s
         self.stops = {g: end for g, end in self.stops.items() if end > self.boot_s}
+        for mode, grants in self._restricting():
+            if mode == "revoke":
+                self.ended |= set(grants) - {"*"}
         if self.policy is None:
             return
         for grant in self.policy["grants"]:
@@ -55,8 +58,8 @@ class Model:
                 self.ended.add(grant["grant_id"])
         named = {grant["grant_id"] for grant in self.policy["grants"]}
         for mode, grants in self._restricting():
-            if mode == "revoke":
-                self.ended |= named if "*" in grants else set(grants)
+            if mode == "revoke" and "*" in grants:
+                self.ended |= named
 
     def apply(self, policy: dict[str, Any]) -> None:
         """Put a policy in force that the platform may send: newer, for this vehicle."""

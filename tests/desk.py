@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,6 +102,8 @@ class Desk:
         """Make the keys and the trust file, and write the vehicle's DBC file and mapping."""
         folder.mkdir()
         self.folder = folder
+        # Not in the folder: the path of a socket is 107 bytes at most.
+        self.socket = Path(tempfile.gettempdir()) / f"desk-{uuid.uuid4()}"
         for role, kid in (("policy", "platform-1"), ("device", "device-1"), ("recipient", "fx-1")):
             assert run(["keys", "new", role, kid, "--out", self.path(f"{role}.jwk")]) == 0
         trust = ["keys", "trust", self.path("policy.pub.jwk"), "--out", self.path("trust.json")]
@@ -135,6 +139,8 @@ class Desk:
             trust = {values["trust"]}
             [state]
             directory = "state"
+            [control]
+            socket = "{self.socket}"
             [keys]
             device = {values["device"]}
             [batch]

@@ -1,8 +1,10 @@
 """A whole vehicle for tests: the daemon's own wiring on a virtual bus and a real broker."""
 
 import queue
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from tests import car
 from tests.cloud import VEHICLE, Cloud
 
 WAIT_S = 20.0
+BOOT = f"{0:032x}"
 
 
 class TestClock:
@@ -35,7 +38,7 @@ class TestClock:
         self.now_ns = now_ns
 
     def __call__(self) -> Reading:
-        return Reading(self.now_ns, self.now_ns, "rig", is_synchronised=True)
+        return Reading(self.now_ns, self.now_ns, BOOT, is_synchronised=True)
 
 
 class Rig:
@@ -44,6 +47,8 @@ class Rig:
     def __init__(self, folder: Path, broker: Broker, cloud: Cloud) -> None:
         folder.mkdir()
         self.folder = folder
+        # Not in the folder: the path of a socket is 107 bytes at most.
+        self.socket = Path(tempfile.gettempdir()) / f"rig-{uuid.uuid4()}"
         self.cloud = cloud
         self.broker = broker
         self.clock = TestClock(cloud.now_s * NS_PER_S)
@@ -70,6 +75,7 @@ class Rig:
                 "vehicle": {"id": VEHICLE, "trust": "trust.json"},
                 "state": {"directory": "state"},
                 "keys": {"device": "device.jwk"},
+                "control": {"socket": str(self.socket)},
                 "batch": {"max_age_s": self.max_age_s},
                 "obd": self.obd,
                 "bus": [

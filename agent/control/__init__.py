@@ -1,6 +1,17 @@
 """The agent lane: owns everything durable; one thread, one queue of events."""
 
-from agent.control.agent import Agent, Batches
-from agent.control.consent import Change, Consent
+from agent.control.agent import Agent, Batches, Switched
+from agent.control.consent import Change, Consent, Received
+from agent.control.journal import Journal
+from agent.control.local import Surroundings
 
-__all__ = ["Agent", "Batches", "Change", "Consent"]
+__all__ = [
+    "Agent",
+    "Batches",
+    "Change",
+    "Consent",
+    "Journal",
+    "Received",
+    "Surroundings",
+    "Switched",
+]

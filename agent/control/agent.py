@@ -1,9 +1,10 @@
 """The agent lane: one thread takes events from one queue and owns everything durable.
 
     a closed batch      encode, seal, append to the spool
-    a policy            verify, compile, persist and purge, swap the plan, cancel what is in flight,
-                        acknowledge
+    a document          verify, compile, persist and purge, swap the plan, cancel what is in flight,
+                        write it into the ledger, acknowledge
     a delivery          remove the row
+    what is asked       at the vehicle: stop, resume, look, explain, hand over a document
     a tick              what has begun, ended, lapsed or outlived its retention
 
 Rules:
@@ -23,20 +24,26 @@ import math
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from agent.control.consent import Change, Consent
+from agent.control.consent import Change, Consent, Received
+from agent.control.journal import Journal
+from agent.control.local import Surroundings, answer, health, status_report
 from agent.core.ack import Ack, sign_ack
 from agent.core.admission import Admission
 from agent.core.clock import Moment, Reading
 from agent.core.codec import CODEC_ID, encode
 from agent.core.cose import DeviceKey
-from agent.core.jws import unsafe_unverified_payload
+from agent.core.explain import explain
+from agent.core.jws import POLICY_TYP, unsafe_unverified_payload
 from agent.core.model import NS_PER_MS, NS_PER_S, Batch
 from agent.core.plan import Plan
 from agent.core.seal import Header, header_times, recipient_key, seal
-from agent.edge.store import Purged, Store
+from agent.core.standing import EVERY_GRANT, Standing
+from agent.core.status import StatusReport
+from agent.edge.control_socket import Ask
+from agent.edge.store import LocalStop, Purged, Store
 from agent.edge.uplink import (
     Connected,
     Delivered,
@@ -53,7 +60,7 @@ LEAST_WAIT_S = 0.01  # Before a moment at which a grant begins or ends.
 POLICY_FIRST_S = 2.0  # How long a new connection waits for the retained policy before it publishes.
 POLICY_NEXT_S = 0.2  # And behind a policy for another: a session brings all that it missed.
 DEFAULT_RETENTION_S = 30 * 86_400  # Where a grant names none.
-EMPTY_LEDGER = (0, hashlib.sha256(b"").digest())  # RFC 9162 2.1.1: the hash of an empty tree.
+HEALTH_S = 60.0  # How often the counters go to the platform.
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +72,14 @@ class Batches:
     batches: list[Batch]
 
 
-Event = Batches | UplinkEvent
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """The vehicle's privacy switch has turned."""
+
+    is_private: bool
+
+
+Event = Batches | Switched | Ask | UplinkEvent
 
 
 class Agent:
@@ -79,8 +93,10 @@ class Agent:
         store: Store,
         consent: Consent,
         uplink: Uplink,
+        journal: Journal,
         swap: Callable[[Plan], None],
         clock: Callable[[], Reading],
+        look: Callable[[], Surroundings],
     ) -> None:
         """Put the lane together.
 
@@ -90,16 +106,23 @@ class Agent:
             store: Open; owned by this lane's thread.
             consent: Over the same store.
             uplink: Its events are to be posted here.
+            journal: Over the open ledger.
             swap: Puts a plan in force in the capture lane.
             clock: What the machine's clocks say.
+            look: How the other lanes are, for whoever asks at the vehicle.
         """
         self._vehicle = vehicle
         self._device = device
         self._store = store
         self._consent = consent
         self._uplink = uplink
+        self._journal = journal
         self._swap = swap
         self._clock = clock
+        self._look = look
+        self._flying: dict[int, tuple[str, int, int]] = {}  # Row → grant, n, bytes.
+        self._is_up = False
+        self._health_ns = 0
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._publish_after_s = math.inf  # Until there is a connection.
         self._saw_policy = False  # On this connection.
@@ -114,14 +137,15 @@ class Agent:
 
     def restore(self) -> None:
         """Take up the policy on disk; without a usable one nothing is taken."""
+        reading = self._clock()
         try:
-            change = self._consent.restore(self._clock())
+            change = self._consent.restore(reading)
         except PolicyRejected as exc:
             _log.error(
                 "policy on disk unusable", extra={"reason": exc.reason, "error": exc.message}
             )
-            return
-        self._enact(change)
+            change = self._consent.refresh(reading)
+        self._enact(change, "time")
 
     def turn(self, timeout_s: float = TICK_S) -> None:
         """Handle the events that lie in the queue, waiting for one at most `timeout_s`.
@@ -130,10 +154,7 @@ class Agent:
             StoreError: The disk refused what consent needs; the process must not go on.
         """
         events = self._take(min(timeout_s, self._until_due_s()))
-        delivered = [event.row_id for event in events if isinstance(event, Delivered)]
-        if delivered:
-            self._store.delivered(delivered)
-            self.counts["delivered"] += len(delivered)
+        self._settle([event.row_id for event in events if isinstance(event, Delivered)])
         for event in events:
             self._handle(event)
         now = self._now()
@@ -143,24 +164,54 @@ class Agent:
         self.turns += 1
 
     def install(self, token: bytes) -> Admission:
-        """Apply a policy that did not come over MQTT.
+        """Apply a document that did not come over MQTT.
 
         Raises:
             PolicyRejected: Nothing changed.
             StoreError: It could not be written; nothing changed.
         """
-        admission, change = self._consent.receive(token, self._clock())
-        if change is not None:
-            self._enact(change)
-        return admission
+        return self._obey(token, self._clock()).admission
 
-    def stop(self, grant_id: str, who: str, for_ns: int | None) -> None:
-        """Stop a grant, or every one (`*`), at the vehicle; see `Consent.stop`."""
-        self._enact(self._consent.stop(grant_id, who, for_ns, self._clock()))
+    def stop(self, grant_id: str, by: int | str, for_ns: int | None) -> None:
+        """Stop a grant, or EVERY_GRANT, at the vehicle; see `Consent.stop`.
 
-    def resume(self, grant_id: str) -> None:
-        """Lift the local stop of a grant, or the one of every grant."""
-        self._enact(self._consent.resume(grant_id, self._clock()))
+        Args:
+            grant_id: What is stopped.
+            by: The uid of who asked.
+            for_ns: How long, or None: until it is lifted.
+        """
+        change = self._consent.stop(grant_id, f"uid {by}", for_ns, self._clock())
+        self._enact(change, "stop")
+        stop = LocalStop(grant_id, f"uid {by}", 0, for_ns)
+        self._journal.stopped(self._now().now_ns, stop, is_on=True, by=by)
+
+    def resume(self, grant_id: str, by: int | str) -> bool:
+        """Lift the local stop of a grant, or the one of EVERY_GRANT; False if there was none."""
+        change = self._consent.resume(grant_id, self._clock())
+        if change is None:
+            return False
+        self._enact(change, "stop")
+        stop = LocalStop(grant_id, f"uid {by}", 0)
+        self._journal.stopped(self._now().now_ns, stop, is_on=False, by=by)
+        return True
+
+    def knows(self, grant_id: str) -> bool:
+        """Whether the policy in force has this grant."""
+        return self._consent.grant(grant_id) is not None
+
+    def explain(self, path: str) -> Mapping[str, object]:
+        """Return why a path leaves the vehicle, or does not, as JSON members."""
+        around = self._look()
+        return explain(path, self._consent.view(self._now(), facts=around.facts)).members()
+
+    def hand_over(self, token: bytes, uid: int) -> Received:
+        """Apply a restrict document that was carried to the vehicle.
+
+        Raises:
+            PolicyRejected: Nothing changed.
+        """
+        self._journal.note(self._now().now_ns, "admin", verb="restrict", uid=uid)
+        return self._obey(token, self._clock())
 
     def finish(self) -> None:
         """Seal and store the batches that still lie in the queue; nothing else is done."""
@@ -168,14 +219,35 @@ class Agent:
             if isinstance(event, Batches):
                 for batch in event.batches:
                     self._keep(batch)
+        now = self._now()
+        self._consent.keep_time(now, force=True)
+        self._journal.roll_up(now.now_ns)
+
+    def _settle(self, row_ids: list[int]) -> None:
+        """Remove what the broker has taken over."""
+        if not row_ids:
+            return
+        self._store.delivered(row_ids)
+        self.counts["delivered"] += len(row_ids)
+        now_ns = self._now().now_ns
+        for row_id in row_ids:
+            if flown := self._flying.pop(row_id, None):
+                grant_id, n, size = flown
+                self._journal.count(
+                    now_ns, "delivered", n=n, grant=grant_id, envelopes=1, bytes=size
+                )
 
     def _handle(self, event: Event) -> None:
         match event:
             case Batches(batches):
                 for batch in batches:
                     self._keep(batch)
+            case Switched(is_private):
+                self._switch(is_private=is_private)
+            case Ask():
+                answer(event, self, self._status)
             case PolicyArrived(data, token):
-                self._policy(data)
+                self._document(data)
                 # A session brings it before we hear of the connection.
                 self._saw_policy = True
                 if self._publish_after_s < math.inf:
@@ -183,10 +255,8 @@ class Agent:
                 self._uplink.acknowledge(token)
             case Connected():
                 self._connected()
-            case Disconnected(reason):
-                # Not only at the next `Connected`: the connection may be up before we hear.
-                self._publish_after_s, self._saw_policy = math.inf, False
-                _log.info("uplink down", extra={"reason": reason})
+            case Disconnected():
+                self._disconnected(event)
             case Refused(row_id, reason_code):
                 self.counts["refused"] += 1
                 _log.warning(
@@ -222,13 +292,17 @@ class Agent:
             or (grant.rev, grant.recipient_id) != (batch.rev, batch.recipient)
         ):
             self.counts["dropped_ended"] += 1
+            self._note_dropped(batch, "ended")
             return
         recipient = policy.recipients[batch.recipient].keys[0]
         plaintext = encode(batch)
         from_s, to_s = header_times(batch)
         now_ns = self._now().now_ns
+        ledger_size, ledger_root = self._journal.head
+        size_bytes = 0
 
         def sealed(n: int) -> bytes:
+            nonlocal size_bytes
             header = Header(
                 vehicle=self._vehicle,
                 device_kid=self._device.kid,
@@ -240,13 +314,17 @@ class Agent:
                 from_s=from_s,
                 to_s=to_s,
                 codec=CODEC_ID,
-                ledger_size=EMPTY_LEDGER[0],
-                ledger_root=EMPTY_LEDGER[1],
+                ledger_size=ledger_size,
+                ledger_root=ledger_root,
             )
-            return seal(plaintext, header, recipient=recipient_key(recipient), device=self._device)
+            envelope = seal(
+                plaintext, header, recipient=recipient_key(recipient), device=self._device
+            )
+            size_bytes = len(envelope)
+            return envelope
 
         try:
-            self._store.append(
+            n = self._store.append(
                 batch.grant_id,
                 batch.rev,
                 recipient=batch.recipient,
@@ -257,10 +335,32 @@ class Agent:
             )
         except StoreError as exc:
             self.counts["dropped_store"] += 1
+            self._note_dropped(batch, "store")
             _log.warning("batch dropped", extra={"grant": batch.grant_id, "error": exc.message})
             return
+        self._journal.count(
+            now_ns,
+            "sealed",
+            n=n,
+            grant=batch.grant_id,
+            rev=batch.rev,
+            envelopes=1,
+            bytes=size_bytes,
+            samples=batch.count,
+        )
         self.counts["sealed"] += 1
         self.counts["samples"] += batch.count
+
+    def _note_dropped(self, batch: Batch, reason: str) -> None:
+        self._journal.count(
+            self._now().now_ns,
+            "dropped",
+            grant=batch.grant_id,
+            rev=batch.rev,
+            batches=1,
+            samples=batch.count,
+            reason=reason,
+        )
 
     def _once_paths(self, batch: Batch) -> tuple[str, ...]:
         once = {
@@ -270,30 +370,69 @@ class Agent:
         }
         return tuple(column.path for column in batch.columns if column.path in once)
 
-    def _policy(self, data: bytes) -> None:
-        """Apply a policy that arrived, and answer."""
-        reading = self._clock()
-        before = self._policy_version()
-        change: Change | None = None
+    def _document(self, data: bytes) -> None:
+        """Apply a document that arrived, and answer."""
+        reading, before = self._clock(), self._policy_version()
         try:
-            _, change = self._consent.receive(data, reading)
-            outcome, reason = ("applied" if change else "repeated"), ""
+            received = self._obey(data, reading)
         except PolicyRejected as exc:
-            outcome, reason = "refused", exc.reason
             _log.warning("policy refused", extra={"reason": exc.reason, "error": exc.message})
-        if change is not None:
-            self._enact(change)
-            _log.info(
-                "policy applied",
-                extra={
-                    "epoch": self._policy_version()[0],
-                    "version": self._policy_version()[1],
-                    "live": len(change.plan.live),
-                    "ended": len(change.ended),
-                    "purged": sum(t.envelopes for t in change.purged.erased.values()),
-                },
+            self._answer(payload_digest(data), "refused", exc.reason, before, None, reading)
+            return
+        outcome = "repeated" if received.change is None else "applied"
+        self._answer(payload_digest(data), outcome, "", before, received.change, reading)
+
+    def _obey(self, data: bytes, reading: Reading) -> Received:
+        """Apply a document: consent first, then the plan, what is in flight, and the ledger."""
+        digest = payload_digest(data).hex()
+        try:
+            received = self._consent.receive(data, reading)
+        except PolicyRejected as exc:
+            self._journal.note(
+                self._now().now_ns, "policy-refused", sha256=digest, reason=exc.reason
             )
-        self._answer(payload_digest(data), outcome, reason, before, change, reading)
+            raise
+        change, policy = received.change, self._consent.policy
+        if change is None:
+            epoch, ver = self._policy_version()
+            self._journal.note(
+                self._now().now_ns, "policy-repeated", sha256=digest, epoch=epoch, ver=ver
+            )
+            return received
+        self._swap_and_cancel(change)
+        now_ns = self._now().now_ns
+        self._journal.note(now_ns, "policy-received", sha256=digest, bytes=len(data))
+        if received.restriction is not None:
+            grants = [g for g in received.restriction.grants if g != EVERY_GRANT]
+            self._journal.note(
+                now_ns,
+                "restriction-applied",
+                jti=received.restriction.jti,
+                mode=received.restriction.mode,
+                grants=sorted(grants),
+            )
+        elif policy is not None and received.typ == POLICY_TYP:
+            self._journal.policy_applied(now_ns, policy, received.before)
+        if fell_ns := self._consent.take_fall_ns():
+            self._journal.note(
+                now_ns, "floor-lowered", epoch=self._policy_version()[0], by=fell_ns // NS_PER_S
+            )
+        self._journal.changed(
+            now_ns, change, reason="policy" if received.restriction is None else "restriction"
+        )
+        self._journal.checkpoint(now_ns, self._device)
+        _log.info(
+            "policy applied",
+            extra={
+                "typ": received.typ,
+                "epoch": self._policy_version()[0],
+                "version": self._policy_version()[1],
+                "live": len(change.plan.live),
+                "ended": len(change.ended),
+                "purged": sum(t.envelopes for t in change.purged.erased.values()),
+            },
+        )
+        return received
 
     def _answer(  # noqa: PLR0913, PLR0917 - the members of the answer
         self,
@@ -318,8 +457,8 @@ class Agent:
             reason=reason,
             time_s=self._consent.moment(now).now_ns // NS_PER_S,
             counter=self._store.next_counter("ack"),
-            ledger_size=EMPTY_LEDGER[0],
-            ledger_root=EMPTY_LEDGER[1],
+            ledger_size=self._journal.head[0],
+            ledger_root=self._journal.head[1],
             skipped=tuple(sorted({item.path for item in skipped})),
             erased={g: (t.envelopes, t.size_bytes) for g, t in purged.erased.items()},
             scrubbed=purged.scrubbed,
@@ -332,17 +471,41 @@ class Agent:
         stored = self._store.in_force()
         return (0, 0) if stored is None else (stored.epoch, stored.ver)
 
-    def _enact(self, change: Change) -> None:
+    def _enact(self, change: Change, reason: str) -> None:
+        """Put in force what was changed without a document, and write it down."""
+        self._swap_and_cancel(change)
+        if change.moved or change.purged.erased:
+            now_ns = self._now().now_ns
+            self._journal.changed(now_ns, change, reason=reason)
+            self._journal.checkpoint(now_ns, self._device)
+
+    def _swap_and_cancel(self, change: Change) -> None:
         """Swap the plan, then settle what is in flight of grants that may not publish any more."""
         self._swap(change.plan)
         for grant_id in change.halted:
             self._uplink.cancel(grant_id)
 
+    def _switch(self, *, is_private: bool) -> None:
+        self._enact(self._consent.switch(self._clock(), is_private=is_private), "stop")
+        stop = LocalStop(EVERY_GRANT, "switch", 0)
+        self._journal.stopped(self._now().now_ns, stop, is_on=is_private, by="switch")
+
     def _connected(self) -> None:
         _log.info("uplink up")
+        self._is_up = True
+        self._health_ns = 0
         wait_s = POLICY_NEXT_S if self._saw_policy else POLICY_FIRST_S
         self._publish_after_s = time.monotonic() + wait_s
         self._uplink.publish_status("online")
+
+    def _disconnected(self, event: Disconnected) -> None:
+        self._is_up = False
+        self._flying.clear()
+        if event.tls:
+            self._journal.count(self._now().now_ns, "tls-failed", reason="tls", times=1)
+        # Not only at the next `Connected`: the connection may be up before we hear.
+        self._publish_after_s, self._saw_policy = math.inf, False
+        _log.info("uplink down", extra={"reason": event.reason})
 
     def _now(self) -> Moment:
         return self._consent.moment(self._clock())
@@ -353,24 +516,32 @@ class Agent:
             self._refresh()
         if stepped_ns := self._consent.take_step_ns():
             _log.warning("clock stepped", extra={"by_s": stepped_ns // NS_PER_S})
+            self._journal.note(now.now_ns, "clock-stepped", by=stepped_ns // NS_PER_S)
         self._consent.keep_time(now)
         expired = self._store.expire(now.now_ns)
         self.counts["expired"] += sum(tally.envelopes for tally in expired.values())
+        for grant_id, tally in expired.items():
+            self._journal.count(
+                now.now_ns,
+                "expired",
+                grant=grant_id,
+                envelopes=tally.envelopes,
+                bytes=tally.size_bytes,
+            )
+        self._journal.tick(now.now_ns, self._device)
+        self._tell_health(now)
 
     def _refresh(self) -> None:
         """Put in force what time has changed, and give a receipt for what that ended."""
         reading = self._clock()
         version = self._policy_version()
         change = self._consent.refresh(reading)
-        self._enact(change)
+        self._enact(change, "time")
         for grant_id in change.ended:
             _log.info("grant expired", extra={"grant": grant_id})
         if change.ended or change.purged.erased:
-            digest = (
-                bytes.fromhex(self._consent.policy.payload_sha256)
-                if self._consent.policy
-                else bytes(32)
-            )
+            policy = self._consent.policy
+            digest = bytes(32) if policy is None else bytes.fromhex(policy.payload_sha256)
             self._answer(digest, "ended", "", version, change, reading)
 
     def _publish(self, now_ns: int) -> None:
@@ -379,8 +550,11 @@ class Agent:
         room = self._uplink.room()
         if room <= 0:
             return
+        standings = self._consent.standings
         for row in self._store.pending(room, exclude=self._uplink.in_flight()):
-            self._uplink.publish(
+            if standings.get(row.grant_id) is not Standing.ACTIVE:
+                continue  # The store says so too; the promise does not hang on one of them.
+            taken = self._uplink.publish(
                 row.row_id,
                 recipient=row.recipient,
                 grant_id=row.grant_id,
@@ -388,6 +562,27 @@ class Agent:
                 envelope=row.envelope,
                 expiry_s=max(1, (row.expires_ns - now_ns) // NS_PER_S),
             )
+            if taken:
+                self._flying[row.row_id] = (row.grant_id, row.n, len(row.envelope))
+
+    def _tell_health(self, now: Moment) -> None:
+        """Publish the counters, at once on a new connection and then once a minute."""
+        if not self._is_up or now.boot_ns - self._health_ns < HEALTH_S * NS_PER_S > 0:
+            return
+        if self._uplink.publish_health(health(self._status())):
+            self._health_ns = now.boot_ns
+
+    def _status(self) -> StatusReport:
+        return status_report(
+            self._vehicle,
+            self._consent,
+            self._store,
+            self._uplink,
+            now=self._now(),
+            counts=self.counts,
+            is_up=self._is_up,
+            around=self._look(),
+        )
 
 
 def payload_digest(token: bytes) -> bytes:

@@ -17,18 +17,25 @@ Rules:
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from agent.core.admission import Admission, InForce, admit, check_revisions
 from agent.core.binding import Binding
 from agent.core.catalogue import Catalogue
 from agent.core.clock import FloorClock, Moment, Reading, elapsed_ns
-from agent.core.jws import Trust, verify_policy_jws
+from agent.core.expansion import check_owner_signature
+from agent.core.explanation import TakeFacts, View
+from agent.core.jws import RESTRICT_TYP, TRUST_TYP, Verified, verify_document, verify_policy_jws
 from agent.core.model import NS_PER_S
 from agent.core.plan import Plan, compile_plan, empty_plan
 from agent.core.policy import Grant, Policy, parse_policy
+from agent.core.restrict import Restriction, admit_restriction, parse_restriction
 from agent.core.standing import EVERY_GRANT, Overlays, Standing, lapsed, standings
+from agent.core.status import StopStatus
+from agent.core.trust import Trust, parse_trust_document, renewed
 from agent.edge.store import (
     GrantState,
     LiveGrant,
@@ -43,6 +50,7 @@ from agent.errors import PolicyRejected
 
 # Names of the numbers that say when the last fresh signed contact was.
 _CONTACT = ("contact_ns", "contact_boot_ns", "contact_boot", "contact_known")
+_TRUST = "trust"  # The name under which the trust document is kept.
 _EARLIER_BOOT = "an earlier boot"
 KEEP_TIME_NS = 60 * NS_PER_S  # How often what is known about time goes to disk.
 
@@ -55,15 +63,37 @@ class Change:
         plan: The plan to swap in.
         ended: Ids of grants that are over.
         halted: Ids of grants that may not publish any more: ended, paused or suspended.
-        moved: Every grant whose standing changed, and where it stands now.
+        moved: Every grant whose standing changed: its id, its rev, and where it stands now.
         purged: What was erased from the spool.
     """
 
     plan: Plan
     ended: tuple[str, ...] = ()
     halted: tuple[str, ...] = ()
-    moved: tuple[tuple[str, Standing], ...] = ()
+    moved: tuple[tuple[str, int, Standing], ...] = ()
     purged: Purged = field(default_factory=Purged)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What became of a signed document that was not refused.
+
+    Attributes:
+        typ: POLICY_TYP, RESTRICT_TYP or TRUST_TYP.
+        change: What it did; None where it repeats what is in force.
+        before: The policy that was in force before.
+        restriction: The document, where it is a restriction.
+    """
+
+    typ: str
+    change: Change | None
+    before: Policy | None = None
+    restriction: Restriction | None = None
+
+    @property
+    def admission(self) -> Admission:
+        """Whether it took effect or repeats what is in force."""
+        return Admission.REPEAT if self.change is None else Admission.APPLY
 
 
 class Consent:
@@ -82,6 +112,7 @@ class Consent:
         self._store = store
         self._vehicle = vehicle
         self._catalogue = catalogue
+        self._trust_file = trust
         self._trust = trust
         self._binding = binding
         self._named_buses = named_buses
@@ -93,6 +124,8 @@ class Consent:
         self._stands: dict[str, Standing] = {}
         self._stop_ends_ns: dict[str, int] = {}  # On CLOCK_BOOTTIME, of the stops that end.
         self._switched = False
+        self._switched_ns = 0
+        self._fell_ns = 0
         self.policy: Policy | None = None
         self.plan: Plan = empty_plan()
 
@@ -103,6 +136,11 @@ class Consent:
     def take_step_ns(self) -> int:
         """Return how far the wall clock has jumped since this was asked last, ns."""
         return self._clock.take_step_ns()
+
+    def take_fall_ns(self) -> int:
+        """Return how far policies of a higher epoch have lowered the floor since asked last, ns."""
+        fell_ns, self._fell_ns = self._fell_ns, 0
+        return fell_ns
 
     @property
     def standings(self) -> dict[str, Standing]:
@@ -125,34 +163,31 @@ class Consent:
         for stop in self._store.local_stops():
             if stop.left_ns is not None:
                 self._stop_ends_ns[stop.grant_id] = now.boot_ns + stop.left_ns
-        stored = self._store.in_force()
-        if stored is not None:
-            try:
-                payload = verify_policy_jws(stored.jws, self._trust)
-                self.policy = parse_policy(payload, self._catalogue)
-            except PolicyRejected:
-                for grant in self._store.live_grants():
-                    self._store.set_grant_state(grant.grant_id, "pending")
-                raise
-            self._clock.raise_to(self.policy.iat_s)
-            self._contact = self._kept_contact(now)
+        self._trust = trust_in_force(self._store, self._trust_file)
+        self._take_up_policy(now)
         return self.refresh(reading)
 
-    def receive(self, token: bytes, reading: Reading) -> tuple[Admission, Change | None]:
-        """Apply a signed policy, all of it or nothing.
+    def receive(self, token: bytes, reading: Reading) -> Received:
+        """Apply a signed document, all of it or nothing.
 
         Args:
-            token: The JWS as it arrived.
+            token: As it arrived: a policy, a restrict document or a trust document.
             reading: What the clocks say.
-
-        Returns:
-            (APPLY, what it did), or (REPEAT, None) for the policy that is in force already.
 
         Raises:
             PolicyRejected: It must not be applied; nothing changed.
             StoreError: It could not be written; nothing changed.
         """
-        policy = parse_policy(verify_policy_jws(token, self._trust), self._catalogue)
+        verified = verify_document(token, self._trust)
+        if verified.typ == RESTRICT_TYP:
+            return self._restrict(verified, reading)
+        if verified.typ == TRUST_TYP:
+            return self._renew_trust(token, verified, reading)
+        return self._follow(token, verified, reading)
+
+    def _follow(self, token: bytes, verified: Verified, reading: Reading) -> Received:
+        """Apply a policy."""
+        policy, before = parse_policy(verified.payload, self._catalogue), self.policy
         now = self.moment(reading)
         admission = admit(
             policy,
@@ -160,25 +195,83 @@ class Consent:
             in_force=self._in_force(),
             now_ns=now.now_ns if now.is_known else None,
         )
-        if admission is Admission.REPEAT and self.policy is not None:
-            return admission, None
-        check_revisions(policy, before=self.policy)
+        if admission is Admission.REPEAT and before is not None:
+            return Received(verified.typ, None, before)
+        check_revisions(policy, before=before)
         floor_ns = self._clock.floor_ns
-        if self.policy is not None and policy.epoch > self.policy.epoch:
-            self._clock.lower_to(policy.iat_s)
-        self._clock.raise_to(policy.iat_s)
-        now = self.moment(reading)
-        fresh = self.policy is None or policy.iat_s > self.policy.iat_s
-        contact = now if fresh else self._contact
         try:
-            change = self._put_in_force(token, policy, contact, now)
+            fell_ns = 0
+            if before is not None and policy.epoch > before.epoch:
+                fell_ns = self._clock.lower_to(policy.iat_s)
+            self._clock.raise_to(policy.iat_s)
+            now = self.moment(reading)
+            self._check_owner(policy, verified, now)
+            fresh = before is None or policy.iat_s > before.iat_s
+            change = self._put_in_force(token, policy, now if fresh else self._contact, now)
         except BaseException:
             self._clock.floor_ns = floor_ns
             raise
-        return admission, change
+        self._fell_ns += fell_ns
+        return Received(verified.typ, change, before)
+
+    def _check_owner(self, policy: Policy, verified: Verified, now: Moment) -> None:
+        # A local stop, or want of contact, is nothing that the platform took away and gives back.
+        over = self._store.taken_over()
+        check_owner_signature(
+            policy,
+            before=self.policy,
+            roles=verified.roles,
+            trust=self._trust,
+            catalogue=self._catalogue,
+            now_ns=now.now_ns,
+            overlays_before=self._restricted(over),
+            overlays_after=self._restricted(over | set(policy.taken_over)),
+            ended=frozenset(
+                grant.grant_id
+                for grant in policy.grants
+                if self._store.tombstoned(grant.grant_id) is not None
+            ),
+        )
+
+    def _restrict(self, verified: Verified, reading: Reading) -> Received:
+        """Apply a restrict document."""
+        document = parse_restriction(verified.payload)
+        now = self.moment(reading)
+        admission = admit_restriction(
+            document,
+            vehicle=self._vehicle,
+            known=[
+                Restriction(self._vehicle, r.jti, r.iat_s, r.mode, r.grants)
+                for r in self._store.restrictions()
+            ],
+            taken_over=self._store.taken_over(),
+            now_ns=now.now_ns if now.is_known else None,
+        )
+        change = None
+        if admission is Admission.APPLY:
+            # Once this is on disk the rest follows, now or at the next start.
+            self._store.keep_restriction(
+                StoredRestriction(document.jti, document.iat_s, document.mode, document.grants)
+            )
+            change = self.refresh(reading)
+        return Received(verified.typ, change, self.policy, document)
+
+    def _renew_trust(self, token: bytes, verified: Verified, reading: Reading) -> Received:
+        """Replace the platform's keys; the policy in force must hold under the new ones."""
+        document = parse_trust_document(verified.payload)
+        before = self.policy
+        kept = self._store.document(_TRUST)
+        if kept == token:
+            return Received(verified.typ, None, before)
+        trust = renewed(self._trust, document)
+        self._store.keep_document(_TRUST, token)
+        self._trust = trust
+        with suppress(PolicyRejected):  # Nothing is granted then until a policy comes that holds.
+            self._take_up_policy(self.moment(reading))
+        return Received(verified.typ, self.refresh(reading), before)
 
     def stop(self, grant_id: str, who: str, for_ns: int | None, reading: Reading) -> Change:
-        """Stop a grant, or EVERY_GRANT, at the vehicle.
+        """Stop a grant, or EVERY_GRANT, at the vehicle; a stop that holds is never shortened.
 
         Args:
             grant_id: May name a grant that is not there yet.
@@ -190,26 +283,68 @@ class Consent:
             StoreError: It could not be written; it does not hold.
         """
         now = self.moment(reading)
-        self._stop_ends_ns.pop(grant_id, None)
+        if any(stop.grant_id == grant_id for stop in self._store.local_stops()):
+            # Who may stop must not lift, by a short stop, a longer one that others may resume.
+            end_ns = self._stop_ends_ns.pop(grant_id, None)
+            for_ns = None if end_ns is None or for_ns is None else max(for_ns, end_ns - now.boot_ns)
         if for_ns is not None:
             self._stop_ends_ns[grant_id] = now.boot_ns + for_ns
         self._store.keep_local_stop(LocalStop(grant_id, who, now.now_ns, for_ns))
         return self.refresh(reading)
 
-    def resume(self, grant_id: str, reading: Reading) -> Change:
+    def resume(self, grant_id: str, reading: Reading) -> Change | None:
         """Lift the local stop of a grant, or the one of EVERY_GRANT; no other word is touched.
+
+        Returns:
+            What it did; None where there was no such stop.
 
         Raises:
             StoreError: It could not be written; the stop holds.
         """
-        self._store.lift_local_stop(grant_id)
+        if not self._store.lift_local_stop(grant_id):
+            return None
         self._stop_ends_ns.pop(grant_id, None)
         return self.refresh(reading)
 
     def switch(self, reading: Reading, *, is_private: bool) -> Change:
         """Follow the vehicle's privacy switch: a stop of every grant that is not kept on disk."""
-        self._switched = is_private
+        if is_private != self._switched:
+            self._switched, self._switched_ns = is_private, self.moment(reading).now_ns
         return self.refresh(reading)
+
+    def stops(self, now: Moment) -> tuple[StopStatus, ...]:
+        """Return the stops that hold at the vehicle."""
+        found = []
+        for stop in self._store.local_stops():
+            end_ns = self._stop_ends_ns.get(stop.grant_id)
+            left_s = None if end_ns is None else max(0, end_ns - now.boot_ns) // NS_PER_S
+            found.append(StopStatus(stop.grant_id, stop.who, stop.since_ns // NS_PER_S, left_s))
+        if self._switched:
+            found.append(StopStatus(EVERY_GRANT, "switch", self._switched_ns // NS_PER_S, None))
+        return tuple(found)
+
+    def view(self, now: Moment, *, facts: Mapping[tuple[str, str], TakeFacts]) -> View:
+        """Return the vehicle as `explain` looks at it."""
+        grants = self.policy.grants if self.policy is not None else ()
+        return View(
+            catalogue=self._catalogue,
+            binding=self._binding,
+            policy=self.policy,
+            plan=self.plan,
+            now_ns=now.now_ns,
+            is_time_known=now.is_known,
+            overlays=self._overlays,
+            stops=self.stops(now),
+            ended=frozenset(
+                g.grant_id for g in grants if self._store.tombstoned(g.grant_id) is not None
+            ),
+            facts=facts,
+        )
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the privacy switch holds everything."""
+        return self._switched
 
     def is_due(self, now: Moment) -> bool:
         """Whether a grant has begun, ended or lapsed since the plan was made."""
@@ -270,10 +405,30 @@ class Consent:
         grants = self.policy.grants if self.policy is not None else ()
         return next((grant for grant in grants if grant.grant_id == grant_id), None)
 
+    def _take_up_policy(self, now: Moment) -> None:
+        """Make the policy on disk the one in force.
+
+        Raises:
+            PolicyRejected: It does not hold under the trust and catalogue of now; none is in force.
+        """
+        stored = self._store.in_force()
+        if stored is None:
+            return
+        try:
+            self.policy = parse_policy(verify_policy_jws(stored.jws, self._trust), self._catalogue)
+        except PolicyRejected:
+            self.policy = None
+            for grant in self._store.live_grants():
+                self._store.set_grant_state(grant.grant_id, "pending")
+            raise
+        self._clock.raise_to(self.policy.iat_s)
+        self._contact = self._kept_contact(now)
+
     def _put_in_force(
         self, token: bytes, policy: Policy, contact: Moment | None, now: Moment
     ) -> Change:
-        overlays = self._current_overlays(policy, contact, now)
+        over = self._store.taken_over() | set(policy.taken_over)
+        overlays = self._current_overlays(policy, contact, now, over)
         stands = dict(standings(policy, overlays, now.now_ns))
         plan = self._compiled(policy, stands, now)
         before = self._store.live_grants()
@@ -300,6 +455,7 @@ class Consent:
             ],
             _ended(stands, overlays),
             now.now_ns,
+            taken_over=policy.taken_over,
             numbers=numbers,
         )
         self.policy, self._contact = policy, contact
@@ -319,8 +475,11 @@ class Consent:
         old = self._stands or {grant.grant_id: Standing(grant.state) for grant in before}
         for grant_id in {grant.grant_id for grant in before} - set(after) - set(stands):
             stands[grant_id] = Standing.REVOKED  # The policy does not name it any more.
+        revs = {grant.grant_id: grant.rev for grant in before}
+        if self.policy is not None:
+            revs |= {grant.grant_id: grant.rev for grant in self.policy.grants}
         moved = tuple(
-            (grant_id, stand)
+            (grant_id, revs.get(grant_id, 0), stand)
             for grant_id, stand in stands.items()
             if old.get(grant_id) is not stand and (grant_id in old or not stand.is_end)
         )
@@ -344,17 +503,26 @@ class Consent:
         return InForce(stored.epoch, stored.ver, stored.payload_sha256.hex())
 
     def _current_overlays(
-        self, policy: Policy | None, contact: Moment | None, now: Moment
+        self,
+        policy: Policy | None,
+        contact: Moment | None,
+        now: Moment,
+        over: AbstractSet[str] | None = None,
     ) -> Overlays:
-        restrictions = [r for r in self._store.restrictions() if not r.taken_over]
         stopped = {stop.grant_id for stop in self._store.local_stops()}
         if self._switched:
             stopped.add(EVERY_GRANT)
-        return Overlays(
-            revoked=_named(restrictions, "revoke"),
-            paused=_named(restrictions, "pause"),
+        return replace(
+            self._restricted(self._store.taken_over() if over is None else over),
             stopped=frozenset(stopped),
             lapsed=self._lapsed(policy, contact, now),
+        )
+
+    def _restricted(self, over: AbstractSet[str]) -> Overlays:
+        """Return what restrict documents take away that are not among those taken over."""
+        restrictions = [r for r in self._store.restrictions() if r.jti not in over]
+        return Overlays(
+            revoked=_named(restrictions, "revoke"), paused=_named(restrictions, "pause")
         )
 
     def _lapsed(self, policy: Policy | None, contact: Moment | None, now: Moment) -> frozenset[str]:
@@ -388,7 +556,20 @@ class Consent:
             now_ns=now.now_ns,
             named_buses=self._named_buses,
             suspended=closed,
+            time_known=now.is_known,
         )
+
+
+def trust_in_force(store: Store, trust_file: Trust) -> Trust:
+    """Return the trust of a trust file, or what the trust document on disk has made of it."""
+    token = store.document(_TRUST)
+    if token is None:
+        return trust_file
+    try:
+        return renewed(trust_file, parse_trust_document(verify_document(token, trust_file).payload))
+    except PolicyRejected:
+        # A newer file, or one with another root, is the word of whoever stands at the vehicle.
+        return trust_file
 
 
 def _state(stand: Standing) -> GrantState:

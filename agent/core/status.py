@@ -110,6 +110,7 @@ class StatusReport:
         uplink: `up` or `down`.
         in_flight: Envelopes that the broker has not answered yet.
         counts: What became of batches and envelopes since the start, by name.
+        certificate_ends_s: When our certificate ends; None: not known, or no TLS.
     """
 
     version: str
@@ -126,6 +127,7 @@ class StatusReport:
     uplink: str
     in_flight: int
     counts: Mapping[str, int]
+    certificate_ends_s: int | None = None
 
     def members(self) -> dict[str, Any]:
         """Return it as JSON members."""

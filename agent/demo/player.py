@@ -8,6 +8,7 @@ Rules:
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from agent.core.model import (
 )
 from agent.edge.logfile import read_logs
 
+_BOOT = str(uuid.UUID(int=0))
 _LEAD = 64  # Frames sent between two looks at the clock.
 
 
@@ -43,7 +45,7 @@ class DemoClock:
     def reading(self) -> Reading:
         """Return the demo's time as the agent reads it."""
         now_ns = self()
-        return Reading(now_ns, now_ns, "demo", is_synchronised=True)
+        return Reading(now_ns, now_ns, _BOOT, is_synchronised=True)
 
     def wait_until(self, t_ns: int, stop: threading.Event | None = None) -> bool:
         """Sleep until the clock shows `t_ns`; True when `stop` came first."""

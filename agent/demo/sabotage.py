@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-from agent.control import Change, Consent
+from agent.control import Change, Consent, Received
 from agent.control import agent as agent_lane
-from agent.core.admission import Admission
 from agent.core.clock import Reading
+from agent.core.jws import POLICY_TYP
 from agent.edge.store import Purged, Store
 
 KINDS = ("purge", "gate", "seal")
@@ -44,13 +44,11 @@ def _keeps_a_copy(apply_policy: Callable[..., Purged]) -> Callable[..., Purged]:
     return broken
 
 
-def _obeys_once(
-    receive: Callable[..., tuple[Admission, Change | None]],
-) -> Callable[..., tuple[Admission, Change | None]]:
-    def broken(consent: Consent, token: bytes, reading: Reading) -> tuple[Admission, Change | None]:
+def _obeys_once(receive: Callable[..., Received]) -> Callable[..., Received]:
+    def broken(consent: Consent, token: bytes, reading: Reading) -> Received:
         if consent.policy is None:
             return receive(consent, token, reading)
-        return Admission.APPLY, Change(consent.plan)
+        return Received(POLICY_TYP, Change(consent.plan), consent.policy)
 
     return broken
 

@@ -207,6 +207,7 @@ class Story:
             "vehicle": {"id": VEHICLE, "trust": "trust.json"},
             "state": {"directory": "state"},
             "keys": {"device": "device.jwk"},
+            "control": {"socket": "control.sock"},
             "batch": {"max_age_s": BATCH_S},
             "bus": [
                 {

@@ -232,7 +232,8 @@ def test_the_configuration_says_where_the_agent_listens(
     agent: Answering, tmp_path: Path, capsys: Capsys
 ) -> None:
     desk = Desk(tmp_path / "vehicle")
-    desk.configure(more=f'[control]\nsocket = "{agent.path}"')
+    desk.socket = agent.path
+    desk.configure()
     agent.reply = {"stops": []}
 
     assert run(["resume", "--config", desk.path("agent.toml")]) == 0

@@ -26,21 +26,24 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from agent.control import Agent, Batches, Consent
+from agent.cloud.restrict import new_restriction, sign_restriction
+from agent.control import Agent, Batches, Consent, Journal, Surroundings
 from agent.control import agent as agent_module
 from agent.core.clock import Reading
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
-from agent.daemon import load_parts
+from agent.core.restrict import RestrictionMode
 from agent.demo.broker import Broker, find_mosquitto
 from agent.demo.judge import Auditor
+from agent.edge.ledger import Ledger
 from agent.edge.store import Store
 from agent.edge.uplink import PolicyArrived, PolicyToken, Uplink, UplinkEvent
+from agent.parts import load_parts
 from tests import car
 from tests.cloud import VEHICLE, Cloud
 from tests.consent_model import Model
-from tests.rig import Rig, data_of
+from tests.rig import Rig, data_of, wait_for
 
 pytestmark = pytest.mark.broker
 
@@ -72,14 +75,22 @@ class Vehicle:
             max_age_ns=MAX_AGE_S * NS_PER_S, once_taken=self.store.once_taken()
         )
         self.uplink = Uplink(parts.uplink, on_event=self._on_event)
+        self.ledger = Ledger.open(
+            state / "ledger",
+            vehicle=VEHICLE,
+            boot_id=self.reading().boot_id,
+            now_ns=self.reading().wall_ns,
+        )
         self.agent = Agent(
             vehicle=VEHICLE,
             device=parts.device,
             store=self.store,
             consent=consent,
             uplink=self.uplink,
+            journal=Journal(self.ledger, publish=self.uplink.publish_ledger_head),
             swap=self._swap,
             clock=self.reading,
+            look=lambda: Surroundings("0.0.0", 0, (), ()),
         )
         self.consent = consent
         self.agent.restore()
@@ -90,7 +101,7 @@ class Vehicle:
         return Reading(
             round(model.wall_s * NS_PER_S),
             round(model.boot_s * NS_PER_S),
-            f"boot {model.boot}",
+            f"{model.boot:032x}",
             model.is_synced,
         )
 
@@ -105,14 +116,13 @@ class Vehicle:
         self.pipeline.tick(round(self.model.wall_s * NS_PER_S))
 
     def settle(self) -> None:
-        """Turn until nothing is left to do: no event, nothing to publish, nothing in flight."""
+        """Turn until nothing is left to do: what may be published is with the broker."""
         self.agent.turn(0.0)
         self._drain()
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             self.agent.turn(0.01)
-            idle = not self.uplink.in_flight()
-            if idle and not (self.is_linked and self.store.pending(1)):
+            if not (self.is_linked and self.store.pending(1)):
                 return
         waiting = len(self.store.pending(99))
         raise AssertionError(
@@ -125,12 +135,14 @@ class Vehicle:
         self._drain()
         self.agent.finish()
         self.uplink.close()
+        self.ledger.close()
         self.store.close()
 
     def kill(self, copy: Path) -> None:
         """End as kill -9 does: what is on disk at this moment is what is left."""
         shutil.copytree(self.state, copy)
         self.uplink.close()
+        self.ledger.close()
         self.store.close()
 
     def _on_event(self, event: UplinkEvent) -> None:
@@ -181,7 +193,8 @@ class ConsentMachine(RuleBasedStateMachine):
         self.model = Model(wall_s=float(self.world.cloud.now_s))
         self.model.observe()
         self.ver, self.epoch, self.rev = 0, 1, dict.fromkeys(GRANTS, 1)
-        self.number = 0
+        self.number = self.restrictions = self.delivered = self.counted = 0
+        self.seen_before = len(data_of(self.world.auditor))
         self.permitted: dict[int, set[str]] = {}  # Frame → who may have it.
         self.open: set[tuple[str, int]] = set()  # Taken for certain, not known to be on disk.
         self.committed: dict[tuple[str, int], float] = {}  # On disk for certain, and since when.
@@ -211,6 +224,14 @@ class ConsentMachine(RuleBasedStateMachine):
         self.model.observe()
         before = {grant for grant in GRANTS if self.model.allows(grant)}
         self.vehicle.settle()
+        delivered = self.vehicle.agent.counts["delivered"]
+        self.delivered += delivered - self.counted
+        self.counted = delivered
+        # What the broker took is on its way to the auditor: whenever it comes, it left by now.
+        wait_for(
+            "the auditor",
+            lambda: len(data_of(self.world.auditor)) - self.seen_before >= self.delivered,
+        )
         self._judge(before)
 
     def _judge(self, may_publish: set[str]) -> None:
@@ -245,6 +266,7 @@ class ConsentMachine(RuleBasedStateMachine):
         valid_s=st.sampled_from([5400, YEAR_S]),
         fresh=st.booleans(),
         epoch=st.sampled_from([0, 0, 0, 1]),
+        takes_over=st.booleans(),
     )
     def a_policy_comes(
         self,
@@ -258,6 +280,7 @@ class ConsentMachine(RuleBasedStateMachine):
         valid_s: int,
         fresh: bool,
         epoch: int,
+        takes_over: bool,
     ) -> None:
         true_s = int(self.model.wall_s if self.model.is_known else self.model.now_s)
         old = self.model.policy
@@ -266,15 +289,23 @@ class ConsentMachine(RuleBasedStateMachine):
         first, grants = names[0], []
         for name in names:
             before = self.model.grant(name)
-            changes = bump or before is None
-            if changes and before is not None:
+            if bump and before is not None:
                 self.rev[name] += 1
             made = self.world.cloud.grant(FULL, grant_id=name, rev=self.rev[name])
             made |= {"nbf": iat + begins_s, "exp": iat + ends_s, "offline_s": offline_s}
+            if before is not None and not bump:
+                made = dict(before)  # Only its state may change under the same rev.
             made["state"] = state if name == first else "active"
             grants.append(made)
+        over = list(self.model.restrictions) if takes_over else []
         token = self.world.cloud.policy(
-            *grants, iat=iat, nbf=iat - DAY_S, exp=iat + valid_s, ver=self.ver, epoch=self.epoch
+            *grants,
+            iat=iat,
+            nbf=iat - DAY_S,
+            exp=iat + valid_s,
+            ver=self.ver,
+            epoch=self.epoch,
+            taken_over=over,
         )
         revs = {g: self.model.grant(g) for g in GRANTS}
         self._arrives(token)
@@ -319,13 +350,37 @@ class ConsentMachine(RuleBasedStateMachine):
     @rule(grant=st.sampled_from((*GRANTS, "*")), for_s=st.sampled_from([None, 60, 7200]))
     def somebody_stops_it(self, grant: str, for_s: int | None) -> None:
         for_ns = None if for_s is None else for_s * NS_PER_S
-        self.vehicle.agent.stop(grant, "uid 1000", for_ns)
-        self.model.stops[grant] = float("inf") if for_s is None else self.model.boot_s + for_s
+        self.vehicle.agent.stop(grant, 1000, for_ns)
+        end_s = float("inf") if for_s is None else self.model.boot_s + for_s
+        self.model.stops[grant] = max(end_s, self.model.stops.get(grant, 0.0))
+        self._settle()
+
+    @rule(
+        mode=st.sampled_from(["pause", "pause", "revoke"]),
+        grants=st.sampled_from([("g1",), ("g2", "g3"), ("g3",), ("*",)]),
+    )
+    def the_owner_restricts(self, mode: RestrictionMode, grants: tuple[str, ...]) -> None:
+        self.restrictions += 1
+        jti = f"r-{self.restrictions}"
+        token = sign_restriction(
+            new_restriction(
+                vehicle=VEHICLE,
+                mode=mode,
+                grants=() if grants == ("*",) else grants,
+                iat_s=int(self.model.now_s),
+                jti=jti,
+            ),
+            self.world.cloud.signer,
+        )
+        self._arrives(token)
+        self._arrives(token)  # The same one again changes nothing.
+        self.model.restrictions[jti] = (mode, grants)
+        self.model.observe()
         self._settle()
 
     @rule(grant=st.sampled_from((*GRANTS, "*")))
     def somebody_resumes(self, grant: str) -> None:
-        self.vehicle.agent.resume(grant)
+        self.vehicle.agent.resume(grant, 1000)
         self.model.stops.pop(grant, None)
         self._settle()
 
@@ -404,6 +459,7 @@ class ConsentMachine(RuleBasedStateMachine):
         if policy is not None and not policy["nbf"] <= self.model.now_s < policy["exp"]:
             self._forget(*GRANTS)
         self.vehicle = Vehicle(self.world.rig, state, self.model)
+        self.counted = 0
         self.vehicle.link()
         self._settle()
 

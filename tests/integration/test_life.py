@@ -218,7 +218,12 @@ def test_a_bus_that_changes_is_opened_anew(rig: Rig, cloud: Cloud, auditor: Audi
         rig.reload(daemon)
         drive(rig, daemon, 0, 10)
 
-        assert [lane.name for lane in daemon.lanes()] == ["capture", "network", "bus can0"]
+        assert [lane.name for lane in daemon.lanes()] == [
+            "capture",
+            "network",
+            "control",
+            "bus can0",
+        ]
         assert all(lane.is_alive for lane in daemon.lanes())
 
 
@@ -228,6 +233,8 @@ id = "{vehicle}"
 trust = "trust.json"
 [state]
 directory = "state"
+[control]
+socket = "{socket}"
 [keys]
 device = "device.jwk"
 [[bus]]
@@ -298,7 +305,9 @@ class Process:
 
 @contextmanager
 def started(rig: Rig, *options: str) -> Iterator[Process]:
-    (rig.folder / "agent.toml").write_text(TOML.format(vehicle=VEHICLE, port=rig.broker.port))
+    (rig.folder / "agent.toml").write_text(
+        TOML.format(socket=rig.socket, vehicle=VEHICLE, port=rig.broker.port)
+    )
     process = Process(rig.folder, *options)
     try:
         yield process

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from agent.cloud.policy import recipient
-from agent.control import Agent, Batches, Consent
+from agent.control import Agent, Batches, Consent, Journal, Surroundings
 from agent.control.agent import POLICY_FIRST_S, POLICY_NEXT_S
 from agent.core.clock import Reading
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
+from agent.edge.ledger import Ledger
 from agent.edge.store import Store
 from agent.edge.uplink import (
     Connected,
@@ -27,6 +28,7 @@ from agent.errors import StoreError
 from tests import car
 from tests.cloud import VEHICLE, Cloud
 
+BOOT = f"{0:032x}"
 ODOMETER = {"read_odometer": {"min_interval_s": 0}}
 
 
@@ -45,6 +47,10 @@ class Lane:
             binding=car.binding(),
             named_buses=(),
         )
+        self.now_reading = lambda: Reading(self.now_ns, self.now_ns, BOOT, is_synchronised=True)
+        self.ledger = Ledger.open(
+            state / "ledger", vehicle=VEHICLE, boot_id=BOOT, now_ns=self.now_ns
+        )
         nowhere = UplinkConfig(
             host="127.0.0.1",
             port=9,
@@ -53,14 +59,17 @@ class Lane:
             tls=None,
             plaintext_loopback=True,
         )
+        self.heads: list[bytes] = []
         self.agent = Agent(
             vehicle=VEHICLE,
             device=cloud.device,
             store=self.store,
             consent=self.consent,
             uplink=Uplink(nowhere, on_event=lambda _: None),
+            journal=Journal(self.ledger, publish=self.heads.append),
             swap=self.plans.append,
-            clock=lambda: Reading(self.now_ns, self.now_ns, "test", is_synchronised=True),
+            clock=self.now_reading,
+            look=lambda: Surroundings("0.0.0", 0, (), ()),
         )
 
     def arrive(self, token: str) -> None:
@@ -77,6 +86,7 @@ def cloud() -> Cloud:
 def lane(tmp_path: Path, cloud: Cloud) -> Iterator[Lane]:
     made = Lane(tmp_path / "state", cloud)
     yield made
+    made.ledger.close()
     made.store.close()
 
 

@@ -72,7 +72,8 @@ def test_a_policy_takes_effect_and_survives_a_restart(store: Store, cloud: Cloud
     token = cloud.policy(cloud.grant(ODOMETER))
     consent = consent_of(store, cloud)
 
-    admission, change = consent.receive(token.encode(), at(cloud))
+    received = consent.receive(token.encode(), at(cloud))
+    admission, change = received.admission, received.change
     restarted = consent_of(store, cloud)
     restarted.restore(at(cloud))
 
@@ -89,7 +90,8 @@ def test_the_same_policy_again_is_acknowledged_and_changes_nothing(
     consent.receive(token, at(cloud))
     spool(store, "g1")
 
-    admission, change = consent.receive(token, at(cloud))
+    received = consent.receive(token, at(cloud))
+    admission, change = received.admission, received.change
 
     assert (admission, change) == (Admission.REPEAT, None)
     assert store.counts()["g1"].envelopes == 1
@@ -102,7 +104,7 @@ def test_a_revocation_empties_the_spool_and_leaves_a_tombstone(store: Store, clo
     spool(store, "g1")
     spool(store, "g2")
 
-    _, change = consent.receive(cloud.revoke("g2").encode(), at(cloud))
+    change = consent.receive(cloud.revoke("g2").encode(), at(cloud)).change
 
     assert change is not None
     assert change.ended == ("g2",)
@@ -152,9 +154,9 @@ def test_a_paused_grant_keeps_its_rows_and_collects_nothing(store: Store, cloud:
     consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), at(cloud))
     spool(store, "g1")
 
-    _, change = consent.receive(
+    change = consent.receive(
         cloud.policy(cloud.grant(ODOMETER, state="paused")).encode(), at(cloud)
-    )
+    ).change
 
     assert change is not None
     assert change.halted == ("g1",)
@@ -453,7 +455,7 @@ def test_a_stop_of_one_grant_leaves_the_others(store: Store, cloud: Cloud) -> No
     consent.receive(two.encode(), at(cloud))
 
     consent.stop("g2", "uid 1000", None, at(cloud))
-    consent.resume("*", at(cloud))
+    assert consent.resume("*", at(cloud)) is None
 
     assert granted(consent) == {("g1", "read_odometer")}
 
@@ -486,3 +488,17 @@ def test_the_privacy_switch_stops_everything_while_it_says_so(store: Store, clou
 
     assert private == set()
     assert granted(consent) == {("g1", "read_odometer")}
+
+
+def test_a_stop_that_holds_is_never_shortened_by_a_shorter_one(store: Store, cloud: Cloud) -> None:
+    consent = consent_of(store, cloud)
+    consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), at(cloud))
+    consent.stop("*", "uid 0", 7200 * NS_PER_S, at(cloud))
+    consent.stop("*", "uid 1000", 1 * NS_PER_S, at(cloud))
+    consent.refresh(at(cloud, 60))
+    timed = granted(consent)
+    consent.stop("*", "uid 0", None, at(cloud, 60))
+    consent.stop("*", "uid 1000", 1 * NS_PER_S, at(cloud, 60))
+    consent.refresh(at(cloud, 90_000))
+
+    assert timed == granted(consent) == set()

@@ -1,0 +1,121 @@
+"""What the agent lane writes into the ledger: at once what consent does, once a minute what flows.
+
+Rules:
+ * A change of consent is on disk, under a signed checkpoint, before it is answered.
+ * Envelopes are counted by grant and written as one entry a minute: the ledger tells how much
+   flowed, not when each batch did.
+ * The disk refusing an entry stops nothing; the ledger itself says later how many it lost.
+ * Where it is not known who may read: no value, no position, no VIN has a place in an entry
+   (`agent.core.ledgerevent`).
+"""
+
+from collections.abc import Callable
+
+from agent.control.consent import Change
+from agent.core.cose import DeviceKey
+from agent.core.ledgerevent import Fact, event
+from agent.core.model import NS_PER_S
+from agent.core.policy import GrantState, Policy
+from agent.core.rollup import RollUp
+from agent.core.standing import EVERY_GRANT
+from agent.edge.ledger import Ledger
+from agent.edge.store import LocalStop
+
+
+class Journal:
+    """Turns what happens in the agent lane into entries. Used by that lane only."""
+
+    def __init__(self, ledger: Ledger, *, publish: Callable[[bytes], None]) -> None:
+        """Write into a ledger.
+
+        Args:
+            ledger: Open; owned by the agent lane.
+            publish: Sends a signed checkpoint to the platform.
+        """
+        self._ledger = ledger
+        self._publish = publish
+        self._minute = RollUp()
+
+    @property
+    def head(self) -> tuple[int, bytes]:
+        """Size and root of what is on disk."""
+        return self._ledger.head
+
+    def note(self, now_ns: int, name: str, **facts: Fact) -> None:
+        """Write an entry to disk at once."""
+        self._ledger.append(event(now_ns, name, **facts), durable=True)
+
+    def count(self, now_ns: int, name: str, *, n: int | None = None, **facts: int | str) -> None:
+        """Count something that is written once a minute; see `RollUp.add`."""
+        self._minute.add(now_ns, name, n=n, **facts)
+
+    def policy_applied(self, now_ns: int, policy: Policy, before: Policy | None) -> None:
+        """Write what a policy changed, by grant and revision."""
+        old = {} if before is None else _revisions(before)
+        new = _revisions(policy)
+        self.note(
+            now_ns,
+            "policy-applied",
+            sha256=policy.payload_sha256,
+            epoch=policy.epoch,
+            ver=policy.ver,
+            added={g: rev for g, rev in new.items() if g not in old},
+            changed={g: rev for g, rev in new.items() if g in old and old[g] != rev},
+            ended={g: rev for g, rev in old.items() if g not in new},
+        )
+
+    def changed(self, now_ns: int, change: Change, *, reason: str) -> None:
+        """Write where grants stand now, and what was erased with them.
+
+        Args:
+            now_ns: ns since the epoch.
+            change: What was changed.
+            reason: `policy`, `restriction`, `stop` or `time`.
+        """
+        for grant_id, rev, standing in change.moved:
+            self.note(now_ns, "grant-state", grant=grant_id, rev=rev, state=standing.value)
+        for grant_id, tally in change.purged.erased.items():
+            self.note(
+                now_ns,
+                "purged",
+                grant=grant_id,
+                envelopes=tally.envelopes,
+                bytes=tally.size_bytes,
+                reason=reason,
+            )
+
+        for grant_id, rev, standing in change.moved:
+            if standing.is_end and change.purged.scrubbed:
+                self.note(now_ns, "grant-state", grant=grant_id, rev=rev, state="purged")
+
+    def stopped(self, now_ns: int, stop: LocalStop, *, is_on: bool, by: int | str) -> None:
+        """Write that somebody at the vehicle has stopped a grant, or lifted the stop."""
+        self.note(
+            now_ns,
+            "local-stop",
+            state="on" if is_on else "off",
+            by=by,
+            grants=[] if stop.grant_id == EVERY_GRANT else [stop.grant_id],
+            seconds=(stop.left_ns or 0) // NS_PER_S,
+        )
+
+    def tick(self, now_ns: int, device: DeviceKey) -> None:
+        """Write the minute's counts, and a checkpoint where one is due."""
+        if self._minute.is_due(now_ns):
+            self.roll_up(now_ns)
+        if self._ledger.checkpoint_due(now_ns):
+            self.checkpoint(now_ns, device)
+
+    def checkpoint(self, now_ns: int, device: DeviceKey) -> None:
+        """Sign the head, keep that, and send it."""
+        self._publish(self._ledger.checkpoint(now_ns, device))
+
+    def roll_up(self, now_ns: int) -> None:
+        """Write what was counted since the last time."""
+        for counted in self._minute.take(now_ns):
+            self._ledger.append(counted, durable=False)
+        self._ledger.sync()
+
+
+def _revisions(policy: Policy) -> dict[str, int]:
+    return {g.grant_id: g.rev for g in policy.grants if g.state is not GrantState.REVOKED}
