@@ -2,7 +2,7 @@
 
 Rules:
  * The interface is that of the default route, IPv4 before IPv6, the lowest metric first, as the
-   kernel tells it in /proc/net.
+   kernel tells it in /proc/self/net: under the unit /proc/net is out of view (ProcSubset=pid).
  * A class with a condition is sent only over an interface that the condition names; without a
    default route it waits.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-PROC_NET = Path("/proc/net")
+PROC_NET = Path("/proc/self/net")
 _UP = 0x0001  # RTF_UP (linux/route.h)
 _REJECT = 0x0200  # RTF_REJECT
 

@@ -119,11 +119,20 @@ def test_it_runs_without_rights_and_sees_little(vehicle: Vehicle) -> None:
     assert sh("stat -c '%U %a' /var/lib/consentry") == "consentry 700"
     assert sh("stat -c '%U %G %a' /run/consentry") == "consentry consentry 750"
     assert sh("stat -c '%U %a' /etc/consentry/device.jwk") == "root 600"
-    inside = f"nsenter -t {vehicle.pid} -m -S $(id -u consentry) --"
-    assert sh(
-        f"{inside} ls /root/run; {inside} touch /usr/x; {inside} cat /etc/consentry/vehicle.key",
-        check=False,
+    inside = f"nsenter -t {vehicle.pid} -m -S $(id -u consentry) -G $(id -g consentry) --"
+    for command, why in {
+        "touch /usr/x": "Read-only file system",
+        "touch /etc/consentry/x": "Read-only file system",
+        "cat /etc/consentry/vehicle.key": "Permission denied",
+        "cat /var/log/dpkg.log": "No such file or directory",
+        "cat /proc/1/status": "No such file or directory",
+    }.items():
+        assert why in sh(f"{inside} {command}", check=False)
+    assert sh(f"{inside} cat /proc/self/net/route").startswith("Iface")
+    assert sh(f"cat {process}/root/run/credentials/consentry.service/boot_id") == sh(
+        "cat /proc/sys/kernel/random/boot_id"
     )
+    assert not sh(f"{inside} ls /proc/sys", check=False).startswith("kernel")
     assert list((process / "root" / "home").iterdir()) == []
     assert not (process / "root" / "src").exists()
     assert not (process / "root" / "run" / "dbus").exists()
