@@ -1,10 +1,12 @@
 import base64
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jws as joserfc_jws
@@ -35,6 +37,7 @@ PAYLOAD = encoded(example())
 ALGS = ["EdDSA", "ES256"]
 
 
+@cache
 def trust(*algs: str) -> Trust:
     return parse_trust(encoded(trust_document(*algs)))
 
@@ -153,11 +156,12 @@ def test_a_payload_can_be_read_without_its_signature_only_by_an_ugly_name() -> N
         unsafe_unverified_payload(PAYLOAD)
 
 
+SIGNED = by_pyjwt("EdDSA").encode()
 TOKEN = st.builds(
     lambda parts, end: b".".join(parts) + end,
     st.lists(
         st.binary(max_size=40).map(lambda b: base64.urlsafe_b64encode(b).rstrip(b"="))
-        | st.sampled_from([*by_pyjwt("EdDSA").encode().split(b"."), b""]),
+        | st.sampled_from([*SIGNED.split(b"."), b""]),
         min_size=2,
         max_size=4,
     ),
@@ -169,7 +173,7 @@ TOKEN = st.builds(
 @given(st.binary(max_size=200) | TOKEN)
 def test_arbitrary_bytes_are_refused_and_raise_nothing_else(data: bytes) -> None:
     trusted = trust()
-    if data == by_pyjwt("EdDSA").encode():
+    if data == SIGNED:
         return
 
     with pytest.raises(PolicyRejected) as info:
@@ -329,3 +333,33 @@ def test_only_a_policy_with_one_signature_is_countersigned() -> None:
     for token in (twice, signed("policy", RESTRICT_TYP), signed("root", TRUST_TYP)):
         with pytest.raises(PolicyRejected, match="only a policy with one signature"):
             countersign(token, key_of("owner", "ES256"))
+
+
+def hand_signed(head: bytes, payload: bytes) -> bytes:
+    """A token with a header as it is, by the EdDSA policy key."""
+    parts = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in (head, payload))
+    seed = other_b64(key_of("policy")["d"])
+    signature = Ed25519PrivateKey.from_private_bytes(seed).sign(parts)
+    return parts + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")
+
+
+def test_the_longest_document_and_the_longest_header_are_read() -> None:
+    head = encoded(header("EdDSA"))
+    around = len(hand_signed(head, b""))
+    longest = hand_signed(head, b" " * ((MAX_POLICY_BYTES - around) * 3 // 4))
+    wide = hand_signed(head + b" " * (512 - len(head)), PAYLOAD)
+
+    assert len(longest) == MAX_POLICY_BYTES
+    assert verify_document(longest, WHOLE).payload.isspace()
+    assert verify_document(wide, WHOLE).payload == PAYLOAD
+    with pytest.raises(PolicyRejected) as info:
+        verify_document(hand_signed(head + b" " * (513 - len(head)), PAYLOAD), WHOLE)
+    assert info.value.reason == "header"
+
+
+def test_nothing_with_three_signatures_is_a_document_even_unchecked() -> None:
+    twice = countersign(signed("policy", POLICY_TYP), key_of("owner"))
+    third = countersign(signed("policy", POLICY_TYP), key_of("owner", "ES256")).split("~")[1]
+
+    with pytest.raises(PolicyRejected, match="it has 3 signatures, expected 1 or 2"):
+        unsafe_unverified_payload(f"{twice}~{third}".encode())
