@@ -57,12 +57,12 @@ def main() -> None:
         for kind in kinds:
             read, cpu_us = measured[kind]
             told = "" if kind == "candump" else f" ({cpu_us / base:.1f} times)"
-            row += f" {cpu_us:.1f}{told}{'' if read is None else f', {read:,} read'} |"
+            row += f" {cpu_us:.1f}{told}{'' if read is None else f', {read:.0%} read'} |"
         print(row, flush=True)
 
 
-def measure(kind: str, per_s: int) -> tuple[int | None, float]:
-    """Return (frames that it read, where it says so; µs of processor time per frame sent)."""
+def measure(kind: str, per_s: int) -> tuple[float | None, float]:
+    """Return (share of frames that it read, where it says so; µs of processor time per frame)."""
     if kind == "candump":
         words = ["candump", "-L", "-r", "16777216", BUS]
         with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
@@ -82,7 +82,7 @@ def measure(kind: str, per_s: int) -> tuple[int | None, float]:
         sent = send(per_s)
         time.sleep(SETTLE_S)
         told = json.loads(process.communicate(b"end\n")[0])
-    return told["read"], told["cpu_s"] * 1e6 / sent
+    return told["read"] / sent, told["cpu_s"] * 1e6 / sent
 
 
 def send(per_s: int) -> int:

@@ -102,9 +102,9 @@ class Condition:
             t_ns: Since when, on the clock of the frames.
             exc: Why, where the system said so.
         """
-        if state is self.state:
-            return
         before, self.state, self._since_ns = self.state, state, t_ns
+        if state is before:
+            return
         if state is BusState.IDLE:
             _log.info("bus closed", extra={"bus": self._bus})
             return

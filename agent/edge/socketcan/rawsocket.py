@@ -19,7 +19,7 @@ from agent.core.canfilter import CanFilter
 from agent.edge.socketcan.receiver import SO_RXQ_OVFL, SO_TIMESTAMPNS
 
 # What is asked for. The kernel gives twice as much for its own needs, but at most twice
-# net.core.rmem_max, and counts 768 bytes a frame (seen on Linux 6.1).
+# net.core.rmem_max.
 RECEIVE_BUFFER_BYTES = 16 << 20
 CAN_RAW_ERR_FILTER = 2  # linux/can/raw.h; Debian's Python lacks the name.
 _KIND = (socket.AF_CAN, socket.SOCK_RAW)
@@ -99,7 +99,7 @@ def take_over(descriptor: int, channel: str, filters: Sequence[CanFilter]) -> so
 
 
 def buffer_bytes(sock: socket.socket) -> int:
-    """Return how much the kernel keeps for us at the most; a frame counts 768."""
+    """Return how much the kernel keeps for us at the most."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 

@@ -4,9 +4,9 @@ Rules:
  * Without a filter there is no socket: `set_filters(())` closes it before it returns.
  * Filters are changed by any thread on the open socket; the reader's thread owns everything else.
    The lock between them is never held over a wait.
- * When the first frame of a wake-up has come, the others of the next 20 ms are waited for: the
-   kernel has stamped them, so nothing but wake-ups is saved. A silent bus wakes us to show that we
-   are there, and for nothing else.
+ * When the first frame of a wake-up has come, the others of the next 0.1 s are waited for (less
+   where the kernel's buffer is small): the kernel has stamped them, so nothing but wake-ups is
+   saved. A silent bus wakes us to show that we are there, and for nothing else.
  * An interface that is down keeps its socket; one that is missing, or was taken away, is tried
    again with growing pauses. What the socket or the controller lost is counted.
  * It never writes to the bus. Whoever keeps the socket over a restart hears of each one that is
@@ -29,7 +29,9 @@ from agent.edge.socketcan import rawsocket
 from agent.edge.socketcan.condition import Condition
 from agent.edge.socketcan.receiver import MAX_FRAMES, Receiver
 
-GATHER_S = 0.02
+MAX_GATHER_S = 0.1
+FRAME_BYTES = 768  # What the kernel counts for one in a socket's buffer (seen on Linux 6.1).
+FASTEST_PER_S = 20_000  # Short frames of CAN FD at 5 Mbit/s.
 MOVE_S = 4.0  # It moves at least this often, for the watchdog (agent.watch).
 MIN_PAUSE_S = 0.25
 MAX_PAUSE_S = MOVE_S
@@ -71,6 +73,7 @@ class SocketCanReader:
         self._kept: int | None = None
         self._condition = Condition(name)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._gather_s = 0.0
         self._receiver = Receiver(name)  # The thread's own, as what follows.
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
@@ -182,7 +185,7 @@ class SocketCanReader:
         if self._wake in ready:
             os.eventfd_read(self._wake)
         elif ready:
-            self._await_wake(GATHER_S)
+            self._await_wake(self._gather_s)
 
     def _await_wake(self, timeout_s: float) -> None:
         if select.select([self._wake], [], [], timeout_s)[0]:
@@ -224,6 +227,9 @@ class SocketCanReader:
             self._condition.reconnects += 1
             self._condition.enter(BusState.MISSING, time.time_ns(), exc)
             return
+        buffer_bytes = rawsocket.buffer_bytes(self._sock)
+        # By then the fastest bus has filled half of it.
+        self._gather_s = min(MAX_GATHER_S, buffer_bytes / FRAME_BYTES / 2 / FASTEST_PER_S)
         self._condition.begin_socket()
         self._condition.enter(BusState.ACTIVE, time.time_ns())
         _log.info(
@@ -232,7 +238,7 @@ class SocketCanReader:
                 "bus": self.name,
                 "kept": is_kept,
                 "filters": len(self._filters),
-                "buffer_bytes": rawsocket.buffer_bytes(self._sock),
+                "buffer_bytes": buffer_bytes,
             },
         )
         self._on_socket(self._sock.fileno())

@@ -88,6 +88,16 @@ def test_a_bus_that_was_off_is_back_when_a_later_frame_comes() -> None:
     assert condition.state is BusState.ACTIVE
 
 
+def test_frames_from_before_a_fault_do_not_end_it_though_it_came_twice() -> None:
+    condition = Condition("b")
+    for t_ns in (5, 9):
+        condition.enter(BusState.DOWN, t_ns)
+
+    condition.note(received(frames=(8,)))
+
+    assert condition.state is BusState.DOWN
+
+
 def test_a_frame_does_not_make_a_controller_well_that_says_it_is_not() -> None:
     condition = Condition("b")
     condition.enter(BusState.PASSIVE, 0)
