@@ -140,6 +140,22 @@ def test_a_permission_that_has_run_out_is_none(unit: ControlUnit, poller: ObdPol
     assert unit.asked == []
 
 
+def test_a_question_that_was_withdrawn_meanwhile_is_not_sent(channel: str) -> None:
+    """The thread has chosen it already; the plan changes; then it sends."""
+    poller = ObdPoller("obd", interface="virtual", channel=channel, options={}, max_per_s=20)
+    gone, kept = question(SPEED), question(RPM)
+    with (
+        can.Bus(interface="virtual", channel=channel) as bus,
+        can.Bus(interface="virtual", channel=channel) as listener,
+    ):
+        poller.ask([gone, kept], FOREVER_NS)
+        poller.ask([kept], FOREVER_NS)
+
+        assert not poller._send(bus, gone, gone.data)
+        assert listener.recv(timeout=0) is None
+        assert poller._send(bus, kept, kept.data)
+
+
 def test_no_more_is_asked_in_a_second_than_is_allowed(channel: str, unit: ControlUnit) -> None:
     poller = ObdPoller("obd", interface="virtual", channel=channel, options={}, max_per_s=5)
     poller.start()

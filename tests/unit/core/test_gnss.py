@@ -57,6 +57,13 @@ def test_sentences_of_one_moment_make_one_frame() -> None:
     assert got["UtcTime"] == 20_000 * 86_400 + 1
 
 
+def test_what_was_said_first_counts() -> None:
+    """A sentence without a time may be the next moment's already."""
+    got = round_of(POSITION, Sentence(speed_kmh=36.0), Sentence(speed_kmh=50.0))
+
+    assert got["Speed"] == 36.0
+
+
 def test_another_time_begins_the_next_frame_which_has_the_time_of_its_first_sentence() -> None:
     rounds = Rounds("gnss")
 

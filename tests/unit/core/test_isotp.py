@@ -142,6 +142,23 @@ def test_a_message_whose_next_frame_is_late_has_ended() -> None:
     assert late.broken == 1
 
 
+def test_a_consecutive_frame_that_lacks_bytes_ends_the_message() -> None:
+    first, second, last = frames_of(bytes(range(15)))
+    padded = last.ljust(8, b"\xcc")
+
+    assert put_together(IsoTpReassembly(keep=99), [first, second[:-1], padded]) == []
+    assert put_together(IsoTpReassembly(keep=99), [first, second, last[:2]]) == []
+    for end in (last, padded):
+        assert put_together(IsoTpReassembly(keep=99), [first, second, end]) == [bytes(range(15))]
+
+
+def test_no_more_is_stored_than_is_kept() -> None:
+    line = IsoTpReassembly(keep=10)
+    for index, data in enumerate(frames_of(bytes(4000))):
+        line.feed(index, data)
+        assert len(line._kept) <= 10 + 7
+
+
 def test_flow_control_between_the_frames_changes_nothing() -> None:
     first, *others = frames_of(bytes(range(20)))
 

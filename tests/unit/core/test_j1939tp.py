@@ -159,6 +159,12 @@ def test_a_packet_that_comes_twice_at_once_counts_once_whatever_is_in_it() -> No
         assert put_together(everything(), frames, 6 * MS) == []
 
 
+def test_an_older_packet_at_once_is_no_repetition() -> None:
+    announced, *packets = sent(PGN, 0x17, 0xFF, bytes(range(30)))
+
+    assert put_together(everything(), [announced, *packets[:2], packets[0], *packets[2:]]) == []
+
+
 @pytest.mark.parametrize("destination", [0xFF, 0x42])
 def test_packets_of_a_message_whose_announcement_was_missed_never_mix(destination: int) -> None:
     pgn = PGN if destination == 0xFF else PEER

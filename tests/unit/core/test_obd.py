@@ -56,6 +56,19 @@ def test_a_granted_speed_is_asked_for_by_its_pid_and_nothing_else_is() -> None:
     assert question.data == b"\x02\x01\x0d\xcc\xcc\xcc\xcc\xcc"
 
 
+def test_a_path_that_two_may_have_is_asked_for_as_the_one_that_wants_it_more_often() -> None:
+    for first, second in ((0.5, 30), (30, 0.5)):
+        policy = car.policy(
+            {
+                "g": {"read_speedometer": {"min_interval_s": first}},
+                "h": {"read_speedometer": {"min_interval_s": second}},
+            }
+        )
+        plan = compile_plan(policy, car.catalogue(), bound(), now_ns=0, named_buses=["obd"])
+        (question,) = questions(plan, bound(), "obd")
+        assert question.interval_ns == NS_PER_S // 2
+
+
 def test_29_bit_answers_are_asked_for_with_29_bits() -> None:
     (question,) = asked(bound("obd2_29bit.vspec"), "read_speedometer")
 

@@ -184,6 +184,43 @@ def test_what_was_collected_before_a_revocation_or_a_grant_completes_nothing() -
     assert samples(pipeline) == []
 
 
+def test_a_swap_that_leaves_other_messages_lets_go_of_those_that_it_ends() -> None:
+    """On the same identifier, or in the same bus's sessions."""
+    dbc = DBC.replace(
+        b"BO_ 100 DOOR",
+        b'BO_ 2566842110 ODO: 20 E\n SG_ Long : 96|16@1+ (1,0) [0|0] "m" E\nBO_ 100 DOOR',
+    )
+    dbc = dbc + b'BA_ "VFrameFormat" BO_ 2566842110 3;\n'
+    assert b"ODO" in dbc
+    both = {"read_battery": {"min_interval_s": 0}, "read_powertrain": {"min_interval_s": 0.1}}
+    for distance in ("ANSWER.Secret, transport: isotp-length", "ODO.Long"):
+        leaves = {
+            CHARGE: "signal: ANSWER.Charge, interval_ms: 0, transport: isotp",
+            RPM: "signal: EC1.Rpm, interval_ms: 0",
+            DISTANCE: f"signal: {distance}, interval_ms: 0",
+        }
+        text = "".join(f"{p}: {{type: sensor, dbc: {{{leaf}}}}}\n" for p, leaf in leaves.items())
+        made = bind(
+            parse_mapping(text.encode(), name="m"),
+            [parse_dbc(dbc, name="d")],
+            car.catalogue(),
+            bus=None,
+            any_bus=True,
+        )
+        assert made.disabled == {}
+        all_of_it = car.policy({"g": both, "h": {"read_odometer": {"min_interval_s": 0}}})
+        rest = car.policy({"h": {"read_odometer": {"min_interval_s": 0}}})
+        uds, long = at(0, frames_of(answer(50))), group(800.0)
+        pipeline = Pipeline(plan(all_of_it, made))
+        pipeline.feed([*uds[:2], *long[:2]])
+
+        pipeline.swap(plan(rest, made))
+        pipeline.swap(plan(all_of_it, made))
+
+        pipeline.feed([*uds[2:], *long[2:]])
+        assert [row for row in samples(pipeline) if row[0] != DISTANCE] == []
+
+
 def test_the_part_of_a_message_that_comes_before_the_grant_begins_does_not_count() -> None:
     policy = car.policy({"g": EVERYTHING}, nbf=1)
     frames = at(980, frames_of(answer(50)))
