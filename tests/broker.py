@@ -57,17 +57,20 @@ class Broker:
         certificate: Files | None = None,
         extra: str = "",
         crl: Path | None = None,
+        host: str = "127.0.0.1",
+        prefix: tuple[str, ...] = (),
     ) -> None:
         folder.mkdir(parents=True)
-        self._program = mosquitto()
+        self._command = [*prefix, mosquitto()]
+        self._host = host
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.port, self.backend_port, self.recipient_port = free_ports(3)
         files = certificate or pki.broker()
         replaced = {
-            "listener 8883": f"listener {self.port} 127.0.0.1",
-            "listener 8884": f"listener {self.backend_port} 127.0.0.1",
-            "listener 8885": f"listener {self.recipient_port} 127.0.0.1",
+            "listener 8883": f"listener {self.port} {host}",
+            "listener 8884": f"listener {self.backend_port} {host}",
+            "listener 8885": f"listener {self.recipient_port} {host}",
             "/var/lib/mosquitto/": f"{folder}/",
             "/etc/mosquitto/certs/vehicles-ca.pem": str(pki.ca_file(pki.vehicles)),
             "/etc/mosquitto/certs/backend-ca.pem": str(pki.ca_file(pki.backend)),
@@ -108,7 +111,7 @@ class Broker:
         """Start it and wait until it listens."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._program, "-v", "-c", str(self._folder / "mosquitto.conf")],
+                [*self._command, "-v", "-c", str(self._folder / "mosquitto.conf")],
                 stdout=log,
                 stderr=log,
             )
@@ -142,7 +145,7 @@ class Broker:
         until = time.monotonic() + 10
         while time.monotonic() < until and self._process.poll() is None:
             with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", port)) == 0:
+                if sock.connect_ex((self._host, port)) == 0:
                     return
             time.sleep(0.02)
         pytest.fail(f"mosquitto did not start:\n{self.log}")

@@ -43,6 +43,7 @@ class Peer:
         *,
         client_id: str = "",
         session_s: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
         self.messages: list[mqtt.MQTTMessage] = []
         self.refused: list[str] = []
@@ -62,7 +63,7 @@ class Peer:
         self.client.on_publish = self._on_publish
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = session_s
-        self.client.connect("127.0.0.1", port, clean_start=not session_s, properties=properties)
+        self.client.connect(host, port, clean_start=not session_s, properties=properties)
         self.client.loop_start()
         assert self._connected.wait(WAIT_S)
 

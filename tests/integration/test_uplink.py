@@ -5,7 +5,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agent.edge.keys import client_tls
-from agent.edge.store import LiveGrant, Store, StoredPolicy, Tombstone
+from agent.edge.store import Tombstone
 from agent.edge.uplink import (
     Connected,
     Delivered,
@@ -26,7 +26,7 @@ from agent.edge.uplink import (
 )
 from agent.edge.uplink import uplink as lane
 from tests.broker import Broker
-from tests.driven import Driven, plain_config, tls_config
+from tests.driven import Driven, Spooled, plain_config, spool, tls_config
 from tests.peer import WAIT_S, FakeBroker, Peer, wait_until
 from tests.pki import Pki, context
 
@@ -166,47 +166,6 @@ def test_a_removed_policy_is_nobodys_word(broker: Broker, pki: Pki) -> None:
         platform.publish(topic, b"real", retain=True)
 
         assert driven.wait(PolicyArrived).data == b"real"
-
-
-class Spooled(Driven):
-    """An uplink that empties a store as the agent lane does, until told to stop."""
-
-    def __init__(self, config: UplinkConfig, store: Store) -> None:
-        super().__init__(config)
-        self.store = store
-        self.delivered = 0
-        self.disconnects = 0
-
-    def pump(self, until: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not until():
-            assert time.monotonic() < deadline, "waited in vain"
-            with suppress(queue.Empty):
-                event = self.events.get(timeout=0.01)
-                if isinstance(event, Delivered):
-                    self.delivered += sum(
-                        tally.envelopes for tally in self.store.delivered([event.row_id]).values()
-                    )
-                self.disconnects += isinstance(event, Disconnected)
-            for row in self.store.pending(self.uplink.room(), exclude=self.uplink.in_flight()):
-                self.send(row.row_id, row.envelope, grant_id=row.grant_id, n=row.n)
-
-
-@contextmanager
-def spool(folder: Path, count: int, *grant_ids: str) -> Iterator[Store]:
-    with Store.open(folder / "state") as store:
-        policy = StoredPolicy(b"j", 1, 1, b"p" * 32, b"c" * 32, 0)
-        store.apply_policy(policy, [LiveGrant(grant_id, 1) for grant_id in grant_ids], [], 0)
-        for index in range(count):
-            store.append(
-                grant_ids[index % len(grant_ids)],
-                1,
-                recipient="fleet-x",
-                created_ns=0,
-                expires_ns=10**18,
-                seal=lambda _, index=index: b"%d" % index,  # type: ignore[misc]
-            )
-        yield store
 
 
 def test_a_broker_that_is_killed_takes_every_envelope_in_the_end(
