@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from agent.config import Config, load_config
+from agent.config import Bus, Config, load_config
 from agent.core.ask import Status
 from agent.core.clock import BUILT_S
 from agent.core.status import StatusReport, parse_status
@@ -143,6 +143,9 @@ def _clock(config: Config) -> Check:
 
 def _buses(config: Config, root: Path) -> Iterator[Check]:
     for bus in config.bus:
+        if bus.interface == "gnss":
+            yield _receiver(bus, root)
+            continue
         if bus.interface != "socketcan":
             text = f"bus {bus.name}: {bus.channel} through python-can's {bus.interface}"
             yield Check("bus", Verdict.OK, f"{text}, which only the running agent opens")
@@ -160,6 +163,14 @@ def _buses(config: Config, root: Path) -> Iterator[Check]:
             yield Check("bus", Verdict.FAIL, text, hint)
         else:
             yield Check("bus", Verdict.OK, f"bus {bus.name}: {bus.channel} is up")
+
+
+def _receiver(bus: Bus, root: Path) -> Check:
+    text = f"bus {bus.name}: a GNSS receiver at {bus.channel}"
+    if not (root / bus.channel.lstrip("/")).exists():
+        hint = "plug it in, or name its device (channel under [[bus]]); docs/gnss.md"
+        return Check("bus", Verdict.FAIL, f"{text}, which is not there", hint)
+    return Check("bus", Verdict.OK, f"{text}, which only the running agent opens")
 
 
 def _broker(parts: Parts) -> Check:

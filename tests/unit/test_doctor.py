@@ -202,6 +202,22 @@ def test_the_interface_of_a_bus_is_looked_at(
         assert bool(checks["bus"].hint) is (verdict is Verdict.FAIL)
 
 
+@pytest.mark.parametrize(("is_there", "verdict"), [(False, Verdict.FAIL), (True, Verdict.OK)])
+def test_the_device_of_a_receiver_is_looked_for(
+    folder: Path,
+    is_there: bool,  # noqa: FBT001
+    verdict: Verdict,
+) -> None:
+    if is_there:
+        (folder / "root").mkdir()
+        (folder / "root/no-such-can").touch()
+
+    with examined(folder, interface="gnss") as checks:
+        assert checks["bus"].verdict is verdict
+        assert "a GNSS receiver at no-such-can" in checks["bus"].text
+        assert bool(checks["bus"].hint) is not is_there
+
+
 def test_a_broker_that_is_not_there_is_told(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
