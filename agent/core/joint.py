@@ -39,6 +39,15 @@ class Joints:
     def __init__(self) -> None:
         self._isotp: dict[_Key, IsoTpReassembly] = {}
         self._j1939: dict[str, J1939Reassembly] = {}
+        self._before = 0  # Given up by reassemblies that are gone.
+
+    @property
+    def given_up(self) -> int:
+        """Messages that were begun and could not be put together, so far."""
+        return self._before + sum(r.broken for r in self._all())
+
+    def _all(self) -> tuple[IsoTpReassembly | J1939Reassembly, ...]:
+        return (*self._isotp.values(), *self._j1939.values())
 
     def split(self, bus: str, can_id: int, taps: Taps) -> Parts:
         """Return the taps of an identifier, those for transport with their reassemblies."""
@@ -54,6 +63,7 @@ class Joints:
 
     def swap(self, plan: Plan) -> None:
         """Keep what is under way and still wanted under a plan."""
+        before = self.given_up
         self._isotp = {
             key: reassembly
             for key, reassembly in self._isotp.items()
@@ -69,6 +79,7 @@ class Joints:
                     reassembly.want(tap.wants)
                     kept[bus] = reassembly
         self._j1939 = kept
+        self._before += before - self.given_up
 
     def _of_id(self, bus: str, can_id: int, tap: IsoTpTap) -> IsoTpReassembly:
         key = _key(bus, can_id, tap)

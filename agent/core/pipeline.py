@@ -89,6 +89,11 @@ class Pipeline:
         """The plan in force."""
         return self._plan
 
+    @property
+    def given_up(self) -> int:
+        """Messages of transport protocols that could not be put together; it stays on the board."""
+        return self._joints.given_up
+
     def swap(self, plan: Plan) -> None:
         """Put another plan in force, between two frames."""
         live = {(grant.grant_id, grant.rev) for grant in plan.live}

@@ -90,6 +90,11 @@ class Capture:
         """Return what became of the values so far; it stays on the board."""
         return self._pipeline.counts()
 
+    @property
+    def given_up(self) -> int:
+        """Messages of transport protocols that could not be put together; it stays on the board."""
+        return self._pipeline.given_up
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Take what lies in the queue, close the open batches, hand them over and end.
 

@@ -221,6 +221,19 @@ def test_a_swap_that_leaves_other_messages_lets_go_of_those_that_it_ends() -> No
         assert [row for row in samples(pipeline) if row[0] != DISTANCE] == []
 
 
+def test_messages_that_could_not_be_put_together_are_counted_over_a_swap_too() -> None:
+    pipeline = Pipeline(plan(car.policy({"g": EVERYTHING})))
+    uds, long = at(0, frames_of(answer(50))), group(800.0)
+    pipeline.feed([*uds[:2], uds[3], *long[:2], long[4]])
+    assert pipeline.given_up == 2
+
+    pipeline.swap(empty_plan())
+    assert pipeline.given_up == 2
+    pipeline.swap(plan(car.policy({"g": EVERYTHING})))
+    pipeline.feed([*uds[:2], uds[3]])
+    assert pipeline.given_up == 3
+
+
 def test_the_part_of_a_message_that_comes_before_the_grant_begins_does_not_count() -> None:
     policy = car.policy({"g": EVERYTHING}, nbf=1)
     frames = at(980, frames_of(answer(50)))
