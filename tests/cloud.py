@@ -1,5 +1,6 @@
 """The cloud's side for tests: keys, policies, opened envelopes. One for a whole test."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ class Cloud:
         self.keys = {name: make_recipient_key(f"{name}-key") for name in recipients}
         self.now_s = 1_800_000_000
         self.document: dict[str, Any] = {}
+
+    def save(self, folder: Path) -> None:
+        """Write the keys, for another process of the same test."""
+        keys = {"signer": self.signer, "device": self.device_jwk, "recipients": self.keys}
+        (folder / "cloud.json").write_text(json.dumps(keys))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Cloud":
+        """Return the cloud that was saved there."""
+        made = cls()
+        keys = json.loads((folder / "cloud.json").read_text())
+        made.signer, made.device_jwk = keys["signer"], keys["device"]
+        made.keys = keys["recipients"]
+        return made
 
     @property
     def trust(self) -> Trust:
