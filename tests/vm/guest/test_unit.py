@@ -246,6 +246,32 @@ def test_a_stop_under_full_load_and_a_broker_that_hangs_is_in_time(
     assert came == list(range(first, first + len(came)))
 
 
+def test_who_may_pause_and_who_may_resume(vehicle: Vehicle, first: int) -> None:
+    """A stranger neither, the group may pause, root both; and a pause outlives a restart."""
+    sh("useradd -M stranger; useradd -M -G consentry driver")
+    with Numbers(first) as numbers:
+        refused = [sh("runuser -u stranger -- consentry pause && echo done", check=False)]
+        time.sleep(2)
+        sh("runuser -u driver -- consentry pause")
+        wait_for("the end of the socket", lambda: vehicle.show("NFileDescriptorStore") == "0")
+        paused_at = numbers.next
+        refused += [
+            sh(f"runuser -u {user} -- consentry resume && echo done", check=False)
+            for user in ("stranger", "driver")
+        ]
+        sh("systemctl restart consentry")
+        time.sleep(2)
+        resumed_at = numbers.next
+        sh("consentry resume")
+        time.sleep(2)
+    came = vehicle.await_last(numbers)
+
+    assert not [told for told in refused if "done" in told]
+    assert [told.partition(":")[0] for told in refused] == ["error"] * 3
+    assert len([n for n in came if n < paused_at]) > 2000
+    assert not [n for n in came if paused_at <= n < resumed_at]
+
+
 def test_a_process_that_stands_is_ended_by_the_watchdog_and_started_again(
     vehicle: Vehicle, first: int
 ) -> None:
