@@ -1,6 +1,7 @@
 """Messages of several frames in real captures, against can-isotp, cantools and a naive reading."""
 
 import logging
+import random
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -210,3 +211,40 @@ def test_a_speed_in_a_group_of_40_bytes_is_what_cantools_reads(
     assert replayed(bound(said, RPM, leaf), read_log(captures / TRUCKS[0])) == wanted
     assert len(wanted) >= 10
     assert replayed(bound(file, RPM, leaf), read_log(captures / TRUCKS[0])) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("log", "path", "leaf", "carriers"),
+    [
+        (LEAF, CHARGE, "signal: SoC_Temp.SoC, interval_ms: 0, transport: isotp-length", {0x7BB}),
+        (
+            TRUCKS[0],
+            RPM,
+            "signal: EngineSpeedAtPoint5, interval_ms: 0",
+            {CAN_EFF_FLAG | 0x1CECFF00, CAN_EFF_FLAG | 0x1CEBFF00},
+        ),
+    ],
+)
+def test_frames_that_carry_nothing_granted_change_nothing(
+    *, log: str, path: str, leaf: str, carriers: set[int], seed: int, captures: Path, tmp_path: Path
+) -> None:
+    """They are changed in every bit, moved to other identifiers, dropped and sent twice."""
+    source = captures / ("ev_uds/tp_uds_nissan.dbc" if log == LEAF else "j1939/tp_j1939.dbc")
+    said = tmp_path / "said.dbc"
+    said.write_bytes(source.read_bytes().replace(b"2566841342 1;", b"2566841342 4;"))
+    made = bound(said, path, leaf)
+    drawn = random.Random(seed)
+    frames = list(read_log(captures / log))
+    changed: list[Frame] = []
+    for t_ns, bus, can_id, data in frames:
+        if can_id in carriers:
+            changed.append((t_ns, bus, can_id, data))
+            continue
+        other = drawn.choice([can_id, can_id ^ 1 << drawn.randrange(8), 0x98EBFF01, 0x98ECFF01])
+        if other not in carriers:
+            noise = (t_ns, bus, other, drawn.randbytes(drawn.randrange(9)))
+            changed += [noise] * drawn.randrange(3)
+
+    assert replayed(made, changed) == replayed(made, frames)
+    assert len(replayed(made, frames)) >= 3
