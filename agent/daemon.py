@@ -336,10 +336,7 @@ class Daemon:
             version=version("consentry"),
             started_s=self._started_s,
             lanes=tuple(LaneStatus(lane.name, lane.is_alive) for lane in self.lanes()),
-            buses=tuple(
-                BusStatus(bus.bus, bus.state.value, bus.frames, bus.reconnects)
-                for bus in self.buses()
-            ),
+            buses=tuple(_told(bus) for bus in self.buses()),
             facts=facts_of(self.capture.counts()),
         )
 
@@ -451,6 +448,18 @@ class Daemon:
                 self.agent.post(event)
             else:
                 self._held.append(event)
+
+
+def _told(bus: BusHealth) -> BusStatus:
+    return BusStatus(
+        name=bus.bus,
+        state=bus.state.value,
+        frames=bus.frames,
+        reconnects=bus.reconnects,
+        lost_frames=bus.kernel_drops + bus.overruns,
+        errors=sum(bus.errors.values()),
+        last_frame_s=None if bus.last_frame_ns is None else bus.last_frame_ns // NS_PER_S,
+    )
 
 
 def _kept_as(bus: str) -> str:

@@ -17,7 +17,7 @@ _COLOURS = {
     **dict.fromkeys(("active", "up", "known", "ok"), "green"),
     **dict.fromkeys(("paused", "pending", "idle", "warning", "not known"), "yellow"),
     **dict.fromkeys(
-        ("revoked", "expired", "down", "missing", "passive", "off", "dead", "none", "stopped"),
+        ("revoked", "expired", "down", "missing", "passive", "bus-off", "dead", "none", "stopped"),
         "red",
     ),
 }
@@ -70,8 +70,17 @@ def drawn(status: StatusReport) -> Iterable[str]:
         yield _row("so far", ", ".join(counts))
     yield ""
     yield from _table(
-        ("bus", "state", "frames", "lost"),
-        [(bus.name, bus.state, f"{bus.frames:,}", str(bus.reconnects)) for bus in status.buses],
+        ("bus", "state", "frames", "lost", "errors", "reopened", "last frame"),
+        [
+            (
+                *(bus.name, _shown(bus.state), f"{bus.frames:,}", f"{bus.lost_frames:,}"),
+                *(f"{bus.errors:,}", f"{bus.reconnects:,}"),
+                "never"
+                if bus.last_frame_s is None
+                else f"{span(max(0, status.now_s - bus.last_frame_s))} ago",
+            )
+            for bus in status.buses
+        ],
     )
     yield ""
     if not status.grants:

@@ -24,15 +24,21 @@ class BusStatus:
     """One CAN bus.
 
     Attributes:
-        state: As `agent.core.bushealth` names it: active, idle without a live grant, down, ...
+        state: Where it stands, a word of `agent.core.bushealth`.
         frames: Handed over since the start.
-        reconnects: How often it was lost.
+        reconnects: How often it was lost, or could not be opened.
+        lost_frames: That the process or the controller was too slow for, at the least.
+        errors: What the controller complained of.
+        last_frame_s: When the last frame came; None before the first.
     """
 
     name: str
     state: str
     frames: int
     reconnects: int
+    lost_frames: int = 0
+    errors: int = 0
+    last_frame_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
