@@ -17,6 +17,7 @@ from agent.edge.store import gaps, grants
 from agent.edge.store.database import Database
 from agent.edge.store.directory import StateDirectory
 from agent.edge.store.gaps import Note
+from agent.edge.store.room import Room
 from agent.edge.store.tables import SPOOL, pad_bytes
 from agent.edge.store.value import (
     LiveGrant,
@@ -38,7 +39,12 @@ _Doomed = tuple[str, int]
 
 
 class Spool:
-    """The open spool. Used by the agent thread only."""
+    """The open spool. Used by the agent thread only.
+
+    Attributes:
+        set_aside: Where a file that could not be read was moved when this one was opened, or None.
+        evicted: What gave way since somebody last took note of it, per grant.
+    """
 
     def __init__(
         self, directory: StateDirectory, limits: SpoolLimits, *, is_corrupt: bool = False
@@ -57,6 +63,7 @@ class Spool:
         self._limits = limits
         self._db = Database(directory, NAME, SPOOL, is_corrupt=is_corrupt)
         self.set_aside = self._db.set_aside
+        self.evicted: dict[str, Tally] = {}
         self._told: set[int] = set()  # Gaps that were handed out: they grow no more.
         self._live = {grant.grant_id: grant for grant in grants.live(self._db)}
         rows = self._db.rows(
@@ -154,7 +161,9 @@ class Spool:
         with self._db.transaction():
             n = self._draw(grant_id, recipient)
             envelope = seal(n)
-            evicted, fits = self._make_room(grant, len(envelope), created_ns)
+            free = self._directory.free_bytes() if self._limits.min_free_bytes else 0
+            room = Room(self._db, self._limits, self._live, self._tallies)
+            evicted, fits = room.make(grant, len(envelope), created_ns, free=free, told=self._told)
             if fits:
                 columns = (grant_id, rev, n, recipient, created_ns, expires_ns, len(envelope))
                 self._db.rows(
@@ -170,6 +179,9 @@ class Spool:
                 note = (grant_id, recipient, n, n)
                 gaps.keep(self._db, [note], "evicted", created_ns, told=self._told)
         self._subtract(evicted)
+        if not fits:
+            evicted = evicted | _sum([(grant_id, len(envelope))])
+        self.evicted = _sum_of(self.evicted, evicted)
         if fits:
             self._next_ns = min(self._next_ns, expires_ns)
             before = self._tallies.get(grant_id, Tally(0, 0))
@@ -337,79 +349,6 @@ class Spool:
         )
         return int(n)
 
-    def _make_room(self, grant: LiveGrant, size: int, at_ns: int) -> tuple[dict[str, Tally], bool]:
-        """Evict until an envelope fits; in a transaction.
-
-        Returns:
-            What went, per grant, and whether it fits now. It does not when only grants are left
-            that go after it.
-        """
-        gone: dict[str, Tally] = {}
-        free = self._directory.free_bytes() if self._limits.min_free_bytes else 0
-        rank = self._limits.rank(grant.classes)
-        while (over := self._over(grant, size, gone, free)) is not None:
-            victims = [
-                other
-                for other in self._live.values()
-                if over in ("", *other.classes)
-                and self._limits.rank(other.classes) <= rank
-                and self._held(other.grant_id, gone) > 0
-            ]
-            row = self._oldest(victims)
-            if row is None:
-                return gone, False
-            row_id, grant_id, recipient, n, row_size = row
-            self._db.rows("DELETE FROM spool WHERE row_id = ?", row_id)
-            note = (grant_id, recipient, n, n)
-            gaps.keep(self._db, [note], "evicted", at_ns, told=self._told)
-            before = gone.get(grant_id, Tally(0, 0))
-            gone[grant_id] = Tally(before.envelopes + 1, before.size_bytes + row_size)
-        return gone, True
-
-    def _over(
-        self, grant: LiveGrant, size: int, gone: Mapping[str, Tally], free: int
-    ) -> str | None:
-        """Return which limit an envelope would exceed: a class, "" for all, None for none."""
-        limits = self._limits
-        freed = sum(tally.size_bytes for tally in gone.values())
-        held = sum(tally.size_bytes for tally in self._tallies.values()) - freed
-        if limits.max_bytes is not None and held + size > limits.max_bytes:
-            return ""
-        # Erased pages are used again by the file; they do not come back to the disk.
-        if free < limits.min_free_bytes and freed < size and held > 0:
-            return ""
-        for name in grant.classes:
-            most = limits.classes[name].max_bytes if name in limits.classes else None
-            if most is None:
-                continue
-            alike = (other for other in self._live.values() if name in other.classes)
-            if sum(self._held(other.grant_id, gone) for other in alike) + size > most:
-                return name
-        return None
-
-    def _held(self, grant_id: str, gone: Mapping[str, Tally]) -> int:
-        nothing = Tally(0, 0)
-        return (
-            self._tallies.get(grant_id, nothing).size_bytes - gone.get(grant_id, nothing).size_bytes
-        )
-
-    def _oldest(self, victims: Sequence[LiveGrant]) -> tuple[int, str, str, int, int] | None:
-        """Return the oldest row of the grants that go first."""
-        found = []
-        least = min((self._limits.rank(grant.classes) for grant in victims), default=0)
-        for grant in victims:
-            if self._limits.rank(grant.classes) != least:
-                continue
-            row = self._db.row(
-                "SELECT row_id, grant_id, recipient, n, size_bytes FROM spool"
-                " WHERE grant_id = ? AND rev = ? ORDER BY row_id LIMIT 1",
-                grant.grant_id,
-                grant.rev,
-            )
-            if row is not None:
-                found.append((int(row[0]), str(row[1]), str(row[2]), int(row[3]), int(row[4])))
-        return min(found, default=None)
-
     def _note(self, doomed: _Doomed) -> list[Note]:
         """Return one gap per recipient: nothing of the grant will wait, whatever lies between."""
         rows = self._db.rows(
@@ -468,3 +407,11 @@ def _sum(rows: Iterable[tuple[str, int]]) -> dict[str, Tally]:
         before = gone.get(grant_id, Tally(0, 0))
         gone[grant_id] = Tally(before.envelopes + 1, before.size_bytes + size_bytes)
     return gone
+
+
+def _sum_of(one: Mapping[str, Tally], other: Mapping[str, Tally]) -> dict[str, Tally]:
+    nothing = Tally(0, 0)
+    both = ((name, one.get(name, nothing), other.get(name, nothing)) for name in {*one, *other})
+    return {
+        name: Tally(a.envelopes + b.envelopes, a.size_bytes + b.size_bytes) for name, a, b in both
+    }

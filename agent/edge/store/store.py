@@ -22,30 +22,26 @@ from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
 from agent.edge.store import grants, overlays
-from agent.edge.store.database import Database, is_corrupt
+from agent.edge.store.consent import ConsentFile
+from agent.edge.store.database import is_corrupt
 from agent.edge.store.directory import StateDirectory
 from agent.edge.store.file import NewerState
 from agent.edge.store.migration import migrate
 from agent.edge.store.spool import Spool
-from agent.edge.store.tables import CONSENT
 from agent.edge.store.value import (
-    EndState,
     GrantState,
     LiveGrant,
-    LocalStop,
     Purged,
     SpoolLimits,
     SpoolRow,
     SpoolTally,
     StoredGap,
     StoredPolicy,
-    StoredRestriction,
     Tally,
     Tombstone,
 )
 from agent.errors import StoreError
 
-CONSENT_NAME = "consent.db"
 SPOOL_ERASURES = "spool_erasures"  # How often the whole spool was erased under living grants.
 NOTHING: AbstractSet[int] = frozenset()
 NO_GRANTS: AbstractSet[str] = frozenset()
@@ -54,7 +50,7 @@ _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
-class Store:
+class Store(ConsentFile):
     """The state directory, open. A context manager; closing twice is harmless."""
 
     def __init__(
@@ -64,7 +60,7 @@ class Store:
         self._limits = limits
         self._newest_first = newest_first
         migrate(directory)
-        self._db = Database(directory, CONSENT_NAME, CONSENT)
+        super().__init__(directory)
         self._spool: Spool | None = None
         self._is_behind = True
         self._fault = ""
@@ -129,18 +125,6 @@ class Store:
         """Close the files and let others in."""
         self._close_files()
         self._directory.close()
-
-    def in_force(self) -> StoredPolicy | None:
-        """Return the policy that was applied last, expired or not."""
-        return grants.in_force(self._db)
-
-    def live_grants(self) -> tuple[LiveGrant, ...]:
-        """Return all grants that have not ended, in order of grant id."""
-        return grants.live(self._db)
-
-    def tombstoned(self, grant_id: str) -> EndState | None:
-        """Return how the grant ended, or None where it never did."""
-        return grants.end_of(self._db, grant_id)
 
     def apply_policy(  # noqa: PLR0913 - what one transaction writes
         self,
@@ -220,87 +204,6 @@ class Store:
 
         self._db.with_reserve(step)
         self._follow(0)
-
-    def restrictions(self) -> tuple[StoredRestriction, ...]:
-        """Return every restriction that has come, taken over or not, oldest first."""
-        return overlays.restrictions(self._db)
-
-    def taken_over(self) -> frozenset[str]:
-        """Return every jti that a policy took over, whether its restriction has come or not."""
-        return overlays.taken_over(self._db)
-
-    def document(self, name: str) -> bytes | None:
-        """Return the signed document that is kept under a name, or None."""
-        return overlays.document(self._db, name)
-
-    def keep_document(self, name: str, body: bytes) -> None:
-        """Keep a signed document, such as the trust document, in the place of the one before.
-
-        Raises:
-            StoreError: The disk refused; the old one stays.
-        """
-        self._db.with_reserve(lambda: overlays.keep_document(self._db, name, body))
-
-    def keep_restriction(self, restriction: StoredRestriction) -> None:
-        """Keep a restriction; one that is known already stays as it is.
-
-        Raises:
-            StoreError: The disk refused.
-        """
-        self._db.with_reserve(lambda: overlays.keep_restriction(self._db, restriction))
-
-    def local_stops(self) -> tuple[LocalStop, ...]:
-        """Return what is stopped at the vehicle, in order of grant id."""
-        return overlays.local_stops(self._db)
-
-    def keep_local_stop(self, stop: LocalStop) -> None:
-        """Keep a stop, in the place of an older one of the same grant.
-
-        Raises:
-            StoreError: The disk refused.
-        """
-        self._db.with_reserve(lambda: overlays.keep_local_stop(self._db, stop))
-
-    def lift_local_stop(self, grant_id: str) -> bool:
-        """Lift the stop of a grant, or the one of every grant; return whether there was one.
-
-        Raises:
-            StoreError: The disk refused; it still holds.
-        """
-        return self._db.with_reserve(lambda: overlays.lift_local_stop(self._db, grant_id))
-
-    def next_counter(self, name: str) -> int:
-        """Return 1, 2, 3 … for this name, never one twice, also after a crash.
-
-        Raises:
-            StoreError: The disk refused; the number is not used up.
-        """
-        ((value,),) = self._db.with_reserve(
-            lambda: self._db.rows(
-                "INSERT INTO number VALUES (?, 1)"
-                " ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value",
-                name,
-            )
-        )
-        return int(value)
-
-    def number(self, name: str) -> int | None:
-        """Return the number kept under this name, or None."""
-        row = self._db.row("SELECT value FROM number WHERE name = ?", name)
-        return None if row is None else int(row[0])
-
-    def keep_numbers(self, numbers: Mapping[str, int]) -> None:
-        """Keep numbers, such as the floor of the clock, under their names, all or none.
-
-        Raises:
-            StoreError: The disk refused; the old numbers stay.
-        """
-
-        def step() -> None:
-            with self._db.transaction():
-                self._write_numbers(numbers)
-
-        self._db.with_reserve(step)
 
     def append(  # noqa: PLR0913 - the columns of a row, by keyword
         self,
@@ -393,6 +296,13 @@ class Store:
         """
         return self._read(lambda spool: spool.expire(now_ns), {})
 
+    def take_evicted(self) -> Mapping[str, Tally]:
+        """Return what gave way in a full spool since this was last asked, per grant."""
+        if self._spool is None:
+            return {}
+        evicted, self._spool.evicted = self._spool.evicted, {}
+        return evicted
+
     def counts(self) -> Mapping[str, Tally]:
         """Return what the spool holds, per grant."""
         return self._read(lambda spool: spool.counts, {})
@@ -435,10 +345,6 @@ class Store:
             self._follow(0)
         is_done = self._spool is not None and not self._is_behind and self._spool.scrub()
         return self._db.scrub() and is_done
-
-    def _write_numbers(self, numbers: Mapping[str, int]) -> None:
-        for name, value in numbers.items():
-            self._db.rows("INSERT OR REPLACE INTO number VALUES (?, ?)", name, value)
 
     def _replace(
         self,

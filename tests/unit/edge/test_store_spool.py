@@ -59,6 +59,8 @@ def test_a_full_spool_lets_its_oldest_go_and_notes_the_gap(directory: Path) -> N
 
         assert numbers(store) == [("gr_a", 5), ("gr_b", 1)]
         assert store.counts() == {"gr_a": Tally(1, 40), "gr_b": Tally(1, 60)}
+        assert store.take_evicted() == {"gr_a": Tally(4, 160)}
+        assert store.take_evicted() == {}
     with Store.open(directory, limits=SpoolLimits(max_bytes=100)) as store:
         put(store, "gr_b", b"x" * 99)
         assert numbers(store) == [("gr_b", 2)]
@@ -70,6 +72,7 @@ def test_an_envelope_that_no_other_may_go_for_is_a_gap_itself(directory: Path) -
     with Store.open(directory, limits=SpoolLimits(max_bytes=100)) as store:
         with_grants(store, "gr_a")
         assert put(store, "gr_a", b"x" * 101) == 1
+        assert store.take_evicted() == {"gr_a": Tally(1, 101)}
         assert put(store, "gr_a", b"x" * 100) == 2
 
         assert numbers(store) == [("gr_a", 2)]

@@ -1,0 +1,111 @@
+"""Room in a full spool: which envelopes give way for which.
+
+Rules:
+ * The grant whose classes go first gives way, its oldest envelope first.
+ * Nothing goes for what goes before it itself.
+ * Each envelope that goes is noted as a gap, in the transaction that erases it.
+"""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from agent.edge.store import gaps
+from agent.edge.store.database import Database
+from agent.edge.store.value import LiveGrant, SpoolLimits, Tally
+
+
+class Room:
+    """Evicts; sees who is live and what waits as the spool keeps it."""
+
+    def __init__(
+        self,
+        db: Database,
+        limits: SpoolLimits,
+        live: Mapping[str, LiveGrant],
+        tallies: Mapping[str, Tally],
+    ) -> None:
+        self._db = db
+        self._limits = limits
+        self._live = live
+        self._tallies = tallies
+
+    def make(
+        self, grant: LiveGrant, size: int, at_ns: int, *, free: int, told: AbstractSet[int]
+    ) -> tuple[dict[str, Tally], bool]:
+        """Evict until an envelope fits; in a transaction.
+
+        Args:
+            grant: Whose envelope it is.
+            size: Its bytes.
+            at_ns: Time of the records of gaps.
+            free: Room on the disk, in bytes.
+            told: Gaps that must not change any more.
+
+        Returns:
+            What went, per grant, and whether it fits now. It does not when only grants are left
+            that go after it.
+        """
+        gone: dict[str, Tally] = {}
+        rank = self._limits.rank(grant.classes)
+        while (over := self._over(grant, size, gone, free)) is not None:
+            victims = [
+                other
+                for other in self._live.values()
+                if over in ("", *other.classes)
+                and self._limits.rank(other.classes) <= rank
+                and self._held(other.grant_id, gone) > 0
+            ]
+            row = self._oldest(victims)
+            if row is None:
+                return gone, False
+            row_id, grant_id, recipient, n, row_size = row
+            self._db.rows("DELETE FROM spool WHERE row_id = ?", row_id)
+            note = (grant_id, recipient, n, n)
+            gaps.keep(self._db, [note], "evicted", at_ns, told=told)
+            before = gone.get(grant_id, Tally(0, 0))
+            gone[grant_id] = Tally(before.envelopes + 1, before.size_bytes + row_size)
+        return gone, True
+
+    def _over(
+        self, grant: LiveGrant, size: int, gone: Mapping[str, Tally], free: int
+    ) -> str | None:
+        """Return which limit an envelope would exceed: a class, "" for all, None for none."""
+        limits = self._limits
+        freed = sum(tally.size_bytes for tally in gone.values())
+        held = sum(tally.size_bytes for tally in self._tallies.values()) - freed
+        if limits.max_bytes is not None and held + size > limits.max_bytes:
+            return ""
+        # Erased pages are used again by the file; they do not come back to the disk.
+        if free < limits.min_free_bytes and freed < size and held > 0:
+            return ""
+        for name in grant.classes:
+            most = limits.classes[name].max_bytes if name in limits.classes else None
+            if most is None:
+                continue
+            alike = (other for other in self._live.values() if name in other.classes)
+            if sum(self._held(other.grant_id, gone) for other in alike) + size > most:
+                return name
+        return None
+
+    def _held(self, grant_id: str, gone: Mapping[str, Tally]) -> int:
+        nothing = Tally(0, 0)
+        return (
+            self._tallies.get(grant_id, nothing).size_bytes - gone.get(grant_id, nothing).size_bytes
+        )
+
+    def _oldest(self, victims: Sequence[LiveGrant]) -> tuple[int, str, str, int, int] | None:
+        """Return the oldest row of the grants that go first."""
+        found = []
+        least = min((self._limits.rank(grant.classes) for grant in victims), default=0)
+        for grant in victims:
+            if self._limits.rank(grant.classes) != least:
+                continue
+            row = self._db.row(
+                "SELECT row_id, grant_id, recipient, n, size_bytes FROM spool"
+                " WHERE grant_id = ? AND rev = ? ORDER BY row_id LIMIT 1",
+                grant.grant_id,
+                grant.rev,
+            )
+            if row is not None:
+                found.append((int(row[0]), str(row[1]), str(row[2]), int(row[3]), int(row[4])))
+        return min(found, default=None)
