@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -157,14 +158,15 @@ class Vehicle:
     def kill(self) -> None:
         pid, self._pid = self._pid, 0
         if pid:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # It ended by itself: `start` has said so.
+                os.kill(pid, signal.SIGKILL)
             wait_until(lambda: not Path(f"/proc/{pid}").exists(), START_S)
 
 
 class Scene:
     """Broker, link, recipient, vehicle."""
 
-    def __init__(self, folder: Path, pki: Pki, broker: Broker, relay: Relay) -> None:
+    def __init__(self, folder: Path, pki: Pki, broker: Broker, relay: Relay, sockets: str) -> None:
         self.folder, self.broker, self.relay = folder, broker, relay
         self.cloud = Cloud()
         self.cloud.now_s = int(time.time()) - 60
@@ -177,7 +179,7 @@ class Scene:
         self.cloud.write_files(folder)
         files = pki.vehicle(VEHICLE)
         self.config = folder / "config.json"
-        self.config.write_text(json.dumps(_config(relay.port, files)), encoding="utf-8")
+        self.config.write_text(json.dumps(_config(relay.port, files, sockets)), encoding="utf-8")
         scopes = {"read_odometer": {"min_interval_s": 0.01}}
         grants = [self.cloud.grant(scopes, grant_id=grant_id) for grant_id in GRANTS]
         publish_policy(VEHICLE, self.cloud.policy(*grants), self.platform)
@@ -244,8 +246,9 @@ def run(folder: Path, *, kills: int, seed: int) -> Figures:
     with (
         Broker(folder / "broker", pki) as broker,
         Relay(broker.port) as relay,
+        tempfile.TemporaryDirectory() as sockets,  # Their paths must be short.
     ):
-        scene = Scene(folder / "car", pki, broker, relay)
+        scene = Scene(folder / "car", pki, broker, relay, sockets)
         try:
             with Vehicle(scene.config, folder / "marks") as vehicle:
                 returned = _shoot(scene, vehicle, chance, figures)
@@ -334,12 +337,13 @@ def _address(files: Files, port: int) -> BrokerAddress:
     return BrokerAddress("127.0.0.1", port, tls)
 
 
-def _config(port: int, files: Files) -> dict[str, object]:
+def _config(port: int, files: Files, sockets: str) -> dict[str, object]:
     return {
         "vehicle": {"id": VEHICLE, "trust": "trust.json"},
         "state": {"directory": "state"},
         "keys": {"device": "device.jwk"},
         "batch": {"max_age_s": 0.05},
+        "control": {"socket": f"{sockets}/control.sock"},
         "time": {"synchronised": "always"},
         "bus": [
             {

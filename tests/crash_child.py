@@ -21,6 +21,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,10 @@ def main(config: Path, marks: Path) -> None:
         if pid == 0:
             try:
                 vehicle(config, Marks(marks), is_fed=line.strip() == "run")
-            finally:
-                os._exit(1)
+            except BaseException:  # noqa: BLE001 - told, and never back into the loop above
+                traceback.print_exc()
+                sys.stderr.flush()
+            os._exit(1)
         sys.stdout.write(f"{pid}\n")
         sys.stdout.flush()
 
