@@ -35,8 +35,8 @@ from agent.cloud.envelope import (
 from agent.cloud.inbox import Inbox, Missing, verify_gap
 from agent.cloud.session import Arrived, BrokerAddress, Session
 from agent.core.ack import Ack
-from agent.core.jws import unsafe_unverified_payload
-from agent.errors import EnvelopeRejected, UplinkError
+from agent.core.jws import POLICY_TYP, unsafe_unverified_payload, unsafe_unverified_typ
+from agent.errors import EnvelopeRejected, PolicyRejected, UplinkError
 
 __all__ = ["BrokerAddress", "Missing", "Receiver", "Rejected", "publish_policy", "push_policy"]
 
@@ -189,11 +189,14 @@ class Receiver:
 
 
 def publish_policy(vehicle: str, token: str | bytes, broker: BrokerAddress) -> None:
-    """Put a signed policy on a vehicle's topic, retained: it waits there for the vehicle.
+    """Put a signed document on a vehicle's topic.
+
+    A policy is retained: it waits there for the vehicle. Restrict and trust documents are not, or
+    they would take the policy's place; they wait in the vehicle's session.
 
     Args:
         vehicle: The vehicle's pseudonym, the policy's `aud`.
-        token: The compact JWS.
+        token: The signed document.
         broker: Where, as the platform.
 
     Raises:
@@ -201,7 +204,8 @@ def publish_policy(vehicle: str, token: str | bytes, broker: BrokerAddress) -> N
     """
     session = Session(broker, client_id=f"platform-{uuid.uuid4()}")
     try:
-        session.publish_retained(f"{PREFIX}/{_level('vehicle', vehicle)}/policy", token)
+        topic = f"{PREFIX}/{_level('vehicle', vehicle)}/policy"
+        session.publish(topic, token, retain=_is_retained(token))
     finally:
         session.close()
 
@@ -214,14 +218,14 @@ def push_policy(
     devices: Devices,
     timeout_s: float = 60.0,
 ) -> Ack:
-    """Put a signed policy on a vehicle's topic and wait for the vehicle's signed answer to it.
+    """Do as `publish_policy` and wait for the vehicle's signed answer to the document.
 
     Args:
         vehicle: The vehicle's pseudonym, the policy's `aud`.
-        token: The compact JWS.
+        token: The signed document.
         broker: Where, as the platform.
         devices: kid -> public keys of enrolled devices.
-        timeout_s: How long to wait; the policy stays on the topic all the same.
+        timeout_s: How long to wait; the document waits for the vehicle all the same.
 
     Returns:
         The answer, its signature checked. Whether its counter has risen is for the caller to tell,
@@ -249,7 +253,7 @@ def push_policy(
         broker, client_id=f"platform-{uuid.uuid4()}", topics=[f"{base}/policy/ack"], arrived=arrived
     )
     try:
-        session.publish_retained(f"{base}/policy", token)
+        session.publish(f"{base}/policy", token, retain=_is_retained(token))
         return answers.get(timeout=timeout_s)
     except queue.Empty as exc:
         raise UplinkError(
@@ -258,6 +262,15 @@ def push_policy(
         ) from exc
     finally:
         session.close()
+
+
+def _is_retained(token: str | bytes) -> bool:
+    """Whether a document is to wait on the topic: a policy, and what no vehicle would read."""
+    try:
+        typ = unsafe_unverified_typ(token.encode() if isinstance(token, str) else token)
+    except PolicyRejected:
+        return True
+    return typ == POLICY_TYP
 
 
 def _level(what: str, found: str) -> str:

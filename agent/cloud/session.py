@@ -123,13 +123,13 @@ class Session:
         if message.connection == self._connection:
             self._client.ack(message.mid, 1)
 
-    def publish_retained(self, topic: str, payload: str | bytes) -> None:
-        """Put a message on a topic, for good.
+    def publish(self, topic: str, payload: str | bytes, *, retain: bool) -> None:
+        """Put a message on a topic, for good or for who listens now or has a lasting session.
 
         Raises:
             UplinkError: The broker does not take it.
         """
-        self._client.publish(topic, payload, qos=1, retain=True)
+        self._client.publish(topic, payload, qos=1, retain=retain)
         try:
             reason = self._answers.get(timeout=ANSWER_S)
         except queue.Empty as exc:

@@ -16,6 +16,7 @@ from agent.cloud.receiver import (
     publish_policy,
     push_policy,
 )
+from agent.cloud.restrict import new_restriction, sign_restriction
 from agent.core.ack import Ack, sign_ack
 from agent.core.gap import Gap, sign_gap
 from agent.core.jws import unsafe_unverified_payload
@@ -196,6 +197,29 @@ def test_a_policy_waits_on_the_topic(broker: Broker, pki: Pki, vehicle: Peer) ->
 
     (message,) = wait_until(lambda: list(vehicle.messages))
     assert (message.payload, message.retain, message.qos) == (b"a.b.c", True, 1)
+
+
+def test_a_restriction_does_not_take_the_policys_place(
+    broker: Broker, pki: Pki, vehicle: Peer
+) -> None:
+    """Who subscribes later finds the policy; who has a session gets both."""
+    cloud = Cloud()
+    platform = address(broker, pki.client("platform", pki.backend))
+    restriction = sign_restriction(
+        new_restriction(vehicle="veh-1", mode="pause", iat_s=cloud.now_s), cloud.signer
+    ).encode()
+    policy = cloud.policy().encode()
+    vehicle.subscribe("consentry/v1/veh-1/policy")
+    for document in (policy, restriction):
+        publish_policy("veh-1", document, platform)
+    wait_until(lambda: len(vehicle.payloads()) == 2)
+
+    seen = vehicle.payloads()
+    with Peer(broker.port, context(pki.vehicle("veh-1"))) as late:
+        late.subscribe("consentry/v1/veh-1/policy")
+
+        assert wait_until(late.payloads) == [policy]
+    assert seen == [policy, restriction]
 
 
 def test_a_policy_that_the_broker_refuses_is_told(broker: Broker, pki: Pki) -> None:
