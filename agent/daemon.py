@@ -265,7 +265,9 @@ class Daemon:
         if self.capture.is_alive:
             _log.error("capture did not end", extra={"waited_s": CAPTURE_STOP_S})
         self.agent.finish()
-        self._journal.note(self._clock().wall_ns, "stopped", reason="asked")
+        now_ns = self._consent.moment(self._clock()).now_ns
+        self._journal.note(now_ns, "stopped", reason="asked")
+        self._journal.checkpoint(now_ns, self._device)
         self.uplink.close(UPLINK_STOP_S)
         self._ledger.close()
         self._store.close()
@@ -273,6 +275,7 @@ class Daemon:
     def _wire(self, parts: Parts) -> None:
         """Make of the files what is made anew when they change."""
         self._binding = parts.binding
+        self._device = parts.device
         switch = parts.switch
         self._extra: dict[str, tuple[CanFilter, ...]] = (
             {}
@@ -329,6 +332,7 @@ class Daemon:
             catalogue=parts.catalogue.sha256,
             boot=now.boot_id,
         )
+        self._journal.checkpoint(now_ns, parts.device)
 
     def _look(self) -> Surroundings:
         """Return how the other lanes are."""

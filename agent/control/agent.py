@@ -10,8 +10,6 @@
 Rules:
  * Because one thread owns the store, a revocation and an append cannot race: a batch that was
    closed under an older consent comes after the policy and is refused by the store.
- * On a new connection the policy comes first: nothing is published until the broker's retained
-   policy was looked at, or has not come for a moment.
  * A policy message is acknowledged to the broker only when its outcome is on disk. If the disk
    refuses it the process ends: it may have been a revocation, and the broker brings it again.
  * A grant begins and ends at its second, not at the next tick.
@@ -20,9 +18,7 @@ Rules:
 
 import hashlib
 import logging
-import math
 import queue
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,17 +26,22 @@ from dataclasses import dataclass
 from agent.control.consent import Change, Consent, Received
 from agent.control.journal import Journal
 from agent.control.local import Surroundings, answer, health, status_report
+from agent.control.publisher import Publisher
+from agent.control.sealer import Sealer
 from agent.core.ack import Ack, sign_ack
 from agent.core.admission import Admission
 from agent.core.clock import Moment, Reading
-from agent.core.codec import CODEC_ID, encode
 from agent.core.cose import DeviceKey
 from agent.core.explain import explain
-from agent.core.jws import POLICY_TYP, unsafe_unverified_payload
+from agent.core.jws import (
+    POLICY_TYP,
+    RESTRICT_TYP,
+    unsafe_unverified_payload,
+    unsafe_unverified_typ,
+)
 from agent.core.model import NS_PER_MS, NS_PER_S, Batch
 from agent.core.plan import Plan
-from agent.core.seal import Header, header_times, recipient_key, seal
-from agent.core.standing import EVERY_GRANT, Standing
+from agent.core.standing import EVERY_GRANT
 from agent.core.status import StatusReport
 from agent.edge.control_socket import Ask
 from agent.edge.store import LocalStop, Purged, Store
@@ -53,13 +54,10 @@ from agent.edge.uplink import (
     Uplink,
     UplinkEvent,
 )
-from agent.errors import PolicyRejected, StoreError
+from agent.errors import PolicyRejected
 
 TICK_S = 1.0
 LEAST_WAIT_S = 0.01  # Before a moment at which a grant begins or ends.
-POLICY_FIRST_S = 2.0  # How long a new connection waits for the retained policy before it publishes.
-POLICY_NEXT_S = 0.2  # And behind a policy for another: a session brings all that it missed.
-DEFAULT_RETENTION_S = 30 * 86_400  # Where a grant names none.
 HEALTH_S = 60.0  # How often the counters go to the platform.
 
 _log = logging.getLogger(__name__)
@@ -120,16 +118,28 @@ class Agent:
         self._swap = swap
         self._clock = clock
         self._look = look
-        self._flying: dict[int, tuple[str, int, int]] = {}  # Row → grant, n, bytes.
-        self._is_up = False
-        self._health_ns = 0
+        self._told_ns: int | None = None  # When the counters were published last.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._publish_after_s = math.inf  # Until there is a connection.
-        self._saw_policy = False  # On this connection.
-        self._last_ack: bytes | None = None
         self._ticked_ns = 0
         self.counts: Counter[str] = Counter()
         self.turns = 0
+        self._sealer = Sealer(
+            vehicle=vehicle,
+            device=device,
+            store=store,
+            consent=consent,
+            journal=journal,
+            counts=self.counts,
+        )
+        self._publisher = Publisher(
+            vehicle=vehicle,
+            device=device,
+            store=store,
+            consent=consent,
+            uplink=uplink,
+            journal=journal,
+            counts=self.counts,
+        )
 
     def post(self, event: Event | None) -> None:
         """Hand an event to the lane; None only wakes it."""
@@ -154,13 +164,14 @@ class Agent:
             StoreError: The disk refused what consent needs; the process must not go on.
         """
         events = self._take(min(timeout_s, self._until_due_s()))
-        self._settle([event.row_id for event in events if isinstance(event, Delivered)])
+        arrived = [event for event in events if isinstance(event, Delivered)]
+        self._publisher.settle(arrived, self._now().now_ns)
         for event in events:
             self._handle(event)
         now = self._now()
         if abs(now.boot_ns - self._ticked_ns) >= TICK_S * NS_PER_S or self._consent.is_due(now):
             self._tick(now)
-        self._publish(now.now_ns)
+        self._publisher.publish(now.now_ns, self._consent.catalogue)
         self.turns += 1
 
     def install(self, token: bytes) -> Admission:
@@ -218,58 +229,37 @@ class Agent:
         for event in self._take(0.0):
             if isinstance(event, Batches):
                 for batch in event.batches:
-                    self._keep(batch)
+                    self._sealer.keep(batch, self._now().now_ns)
         now = self._now()
         self._consent.keep_time(now, force=True)
         self._journal.roll_up(now.now_ns)
-
-    def _settle(self, row_ids: list[int]) -> None:
-        """Remove what the broker has taken over."""
-        if not row_ids:
-            return
-        self._store.delivered(row_ids)
-        self.counts["delivered"] += len(row_ids)
-        now_ns = self._now().now_ns
-        for row_id in row_ids:
-            if flown := self._flying.pop(row_id, None):
-                grant_id, n, size = flown
-                self._journal.count(
-                    now_ns, "delivered", n=n, grant=grant_id, envelopes=1, bytes=size
-                )
 
     def _handle(self, event: Event) -> None:
         match event:
             case Batches(batches):
                 for batch in batches:
-                    self._keep(batch)
+                    self._sealer.keep(batch, self._now().now_ns)
             case Switched(is_private):
                 self._switch(is_private=is_private)
             case Ask():
                 answer(event, self, self._status)
             case PolicyArrived(data, token):
                 self._document(data)
-                # A session brings it before we hear of the connection.
-                self._saw_policy = True
-                if self._publish_after_s < math.inf:
-                    self._publish_after_s = time.monotonic() + POLICY_NEXT_S
+                self._publisher.saw_policy()
                 self._uplink.acknowledge(token)
             case Connected():
-                self._connected()
+                self._publisher.connected()
+                self._told_ns = None
             case Disconnected():
-                self._disconnected(event)
-            case Refused(row_id, reason_code):
-                self.counts["refused"] += 1
-                _log.warning(
-                    "broker refused an envelope",
-                    extra={"row": row_id, "reason_code": reason_code},
-                )
+                self._publisher.disconnected(event, self._now().now_ns)
+            case Refused():
+                self._publisher.refused(event)
 
     def _until_due_s(self) -> float:
         """Return how long nothing is due, but no shorter than a wait that costs nothing."""
         left_s = (self._consent.plan.until_ns - self._now().now_ns) / NS_PER_S
-        publish_in_s = self._publish_after_s - time.monotonic()
-        if publish_in_s > 0:
-            left_s = min(left_s, publish_in_s)
+        if self._publisher.begins_in_s > 0:
+            left_s = min(left_s, self._publisher.begins_in_s)
         return max(LEAST_WAIT_S, left_s)
 
     def _take(self, timeout_s: float) -> list[Event]:
@@ -282,93 +272,6 @@ class Agent:
                 event = self._events.get_nowait()
         except queue.Empty:
             return events
-
-    def _keep(self, batch: Batch) -> None:
-        """Seal a batch to its recipient and append it to the spool."""
-        policy, grant = self._consent.policy, self._consent.grant(batch.grant_id)
-        if (
-            policy is None
-            or grant is None
-            or (grant.rev, grant.recipient_id) != (batch.rev, batch.recipient)
-        ):
-            self.counts["dropped_ended"] += 1
-            self._note_dropped(batch, "ended")
-            return
-        recipient = policy.recipients[batch.recipient].keys[0]
-        plaintext = encode(batch)
-        from_s, to_s = header_times(batch)
-        now_ns = self._now().now_ns
-        ledger_size, ledger_root = self._journal.head
-        size_bytes = 0
-
-        def sealed(n: int) -> bytes:
-            nonlocal size_bytes
-            header = Header(
-                vehicle=self._vehicle,
-                device_kid=self._device.kid,
-                grant_id=batch.grant_id,
-                rev=batch.rev,
-                n=n,
-                epoch=policy.epoch,
-                ver=policy.ver,
-                from_s=from_s,
-                to_s=to_s,
-                codec=CODEC_ID,
-                ledger_size=ledger_size,
-                ledger_root=ledger_root,
-            )
-            envelope = seal(
-                plaintext, header, recipient=recipient_key(recipient), device=self._device
-            )
-            size_bytes = len(envelope)
-            return envelope
-
-        try:
-            n = self._store.append(
-                batch.grant_id,
-                batch.rev,
-                recipient=batch.recipient,
-                created_ns=now_ns,
-                expires_ns=now_ns + (grant.retention_s or DEFAULT_RETENTION_S) * NS_PER_S,
-                seal=sealed,
-                once=self._once_paths(batch),
-            )
-        except StoreError as exc:
-            self.counts["dropped_store"] += 1
-            self._note_dropped(batch, "store")
-            _log.warning("batch dropped", extra={"grant": batch.grant_id, "error": exc.message})
-            return
-        self._journal.count(
-            now_ns,
-            "sealed",
-            n=n,
-            grant=batch.grant_id,
-            rev=batch.rev,
-            envelopes=1,
-            bytes=size_bytes,
-            samples=batch.count,
-        )
-        self.counts["sealed"] += 1
-        self.counts["samples"] += batch.count
-
-    def _note_dropped(self, batch: Batch, reason: str) -> None:
-        self._journal.count(
-            self._now().now_ns,
-            "dropped",
-            grant=batch.grant_id,
-            rev=batch.rev,
-            batches=1,
-            samples=batch.count,
-            reason=reason,
-        )
-
-    def _once_paths(self, batch: Batch) -> tuple[str, ...]:
-        once = {
-            take.path
-            for take in self._consent.plan.takes
-            if take.once and take.grant_id == batch.grant_id
-        }
-        return tuple(column.path for column in batch.columns if column.path in once)
 
     def _document(self, data: bytes) -> None:
         """Apply a document that arrived, and answer."""
@@ -388,16 +291,17 @@ class Agent:
         try:
             received = self._consent.receive(data, reading)
         except PolicyRejected as exc:
-            self._journal.note(
-                self._now().now_ns, "policy-refused", sha256=digest, reason=exc.reason
-            )
+            kind = "restriction-refused" if _typ(data) == RESTRICT_TYP else "policy-refused"
+            now_ns = self._now().now_ns
+            self._journal.note(now_ns, kind, sha256=digest, reason=exc.reason)
+            self._journal.checkpoint(now_ns, self._device)
             raise
         change, policy = received.change, self._consent.policy
         if change is None:
             epoch, ver = self._policy_version()
-            self._journal.note(
-                self._now().now_ns, "policy-repeated", sha256=digest, epoch=epoch, ver=ver
-            )
+            now_ns = self._now().now_ns
+            self._journal.note(now_ns, "policy-repeated", sha256=digest, epoch=epoch, ver=ver)
+            self._journal.checkpoint(now_ns, self._device)
             return received
         self._swap_and_cancel(change)
         now_ns = self._now().now_ns
@@ -464,8 +368,7 @@ class Agent:
             scrubbed=purged.scrubbed,
             latency_ms=max(0, now.boot_ns - arrived.boot_ns) // NS_PER_MS,
         )
-        self._last_ack = sign_ack(ack, self._device)
-        self._uplink.publish_ack(self._last_ack)
+        self._uplink.publish_ack(sign_ack(ack, self._device))
 
     def _policy_version(self) -> tuple[int, int]:
         stored = self._store.in_force()
@@ -490,23 +393,6 @@ class Agent:
         stop = LocalStop(EVERY_GRANT, "switch", 0)
         self._journal.stopped(self._now().now_ns, stop, is_on=is_private, by="switch")
 
-    def _connected(self) -> None:
-        _log.info("uplink up")
-        self._is_up = True
-        self._health_ns = 0
-        wait_s = POLICY_NEXT_S if self._saw_policy else POLICY_FIRST_S
-        self._publish_after_s = time.monotonic() + wait_s
-        self._uplink.publish_status("online")
-
-    def _disconnected(self, event: Disconnected) -> None:
-        self._is_up = False
-        self._flying.clear()
-        if event.tls:
-            self._journal.count(self._now().now_ns, "tls-failed", reason="tls", times=1)
-        # Not only at the next `Connected`: the connection may be up before we hear.
-        self._publish_after_s, self._saw_policy = math.inf, False
-        _log.info("uplink down", extra={"reason": event.reason})
-
     def _now(self) -> Moment:
         return self._consent.moment(self._clock())
 
@@ -529,6 +415,7 @@ class Agent:
                 bytes=tally.size_bytes,
             )
         self._journal.tick(now.now_ns, self._device)
+        self.counts["ledger_lost"] = self._journal.lost
         self._tell_health(now)
 
     def _refresh(self) -> None:
@@ -544,33 +431,12 @@ class Agent:
             digest = bytes(32) if policy is None else bytes.fromhex(policy.payload_sha256)
             self._answer(digest, "ended", "", version, change, reading)
 
-    def _publish(self, now_ns: int) -> None:
-        if time.monotonic() < self._publish_after_s:
-            return
-        room = self._uplink.room()
-        if room <= 0:
-            return
-        standings = self._consent.standings
-        for row in self._store.pending(room, exclude=self._uplink.in_flight()):
-            if standings.get(row.grant_id) is not Standing.ACTIVE:
-                continue  # The store says so too; the promise does not hang on one of them.
-            taken = self._uplink.publish(
-                row.row_id,
-                recipient=row.recipient,
-                grant_id=row.grant_id,
-                n=row.n,
-                envelope=row.envelope,
-                expiry_s=max(1, (row.expires_ns - now_ns) // NS_PER_S),
-            )
-            if taken:
-                self._flying[row.row_id] = (row.grant_id, row.n, len(row.envelope))
-
     def _tell_health(self, now: Moment) -> None:
         """Publish the counters, at once on a new connection and then once a minute."""
-        if not self._is_up or now.boot_ns - self._health_ns < HEALTH_S * NS_PER_S > 0:
-            return
-        if self._uplink.publish_health(health(self._status())):
-            self._health_ns = now.boot_ns
+        told_ns = self._told_ns
+        is_due = told_ns is None or now.boot_ns - told_ns >= HEALTH_S * NS_PER_S
+        if self._publisher.is_up and is_due and self._uplink.publish_health(health(self._status())):
+            self._told_ns = now.boot_ns
 
     def _status(self) -> StatusReport:
         return status_report(
@@ -580,9 +446,17 @@ class Agent:
             self._uplink,
             now=self._now(),
             counts=self.counts,
-            is_up=self._is_up,
+            is_up=self._publisher.is_up,
             around=self._look(),
         )
+
+
+def _typ(token: bytes) -> str | None:
+    """Return what kind of document a token says it is; None where it is no token."""
+    try:
+        return unsafe_unverified_typ(token)
+    except PolicyRejected:
+        return None
 
 
 def payload_digest(token: bytes) -> bytes:

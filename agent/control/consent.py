@@ -143,6 +143,11 @@ class Consent:
         return fell_ns
 
     @property
+    def catalogue(self) -> Catalogue:
+        """What scopes mean here."""
+        return self._catalogue
+
+    @property
     def standings(self) -> dict[str, Standing]:
         """Where each grant of the policy in force stands, an end included."""
         return dict(self._stands)
@@ -449,7 +454,12 @@ class Consent:
                 applied_ns=now.now_ns,
             ),
             [
-                LiveGrant(grant.grant_id, grant.rev, _state(stands[grant.grant_id]))
+                LiveGrant(
+                    grant.grant_id,
+                    grant.rev,
+                    _state(stands[grant.grant_id]),
+                    self._classes(grant),
+                )
                 for grant in policy.grants
                 if not stands[grant.grant_id].is_end
             ],
@@ -460,6 +470,10 @@ class Consent:
         )
         self.policy, self._contact = policy, contact
         return self._changed(plan, stands, overlays, now, before, purged)
+
+    def _classes(self, grant: Grant) -> tuple[str, ...]:
+        scopes = self._catalogue.scopes
+        return tuple(sorted({scopes[detail.scope].scope_class for detail in grant.details}))
 
     def _changed(  # noqa: PLR0913, PLR0917 - what was, and what is
         self,

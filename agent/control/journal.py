@@ -41,6 +41,11 @@ class Journal:
         """Size and root of what is on disk."""
         return self._ledger.head
 
+    @property
+    def lost(self) -> int:
+        """Entries that the disk refused since it last took one."""
+        return self._ledger.lost
+
     def note(self, now_ns: int, name: str, **facts: Fact) -> None:
         """Write an entry to disk at once."""
         self._ledger.append(event(now_ns, name, **facts), durable=True)
@@ -65,7 +70,7 @@ class Journal:
         )
 
     def changed(self, now_ns: int, change: Change, *, reason: str) -> None:
-        """Write where grants stand now, and what was erased with them.
+        """Write where grants stand now, and what was erased with them; a checkpoint must follow.
 
         Args:
             now_ns: ns since the epoch.
@@ -73,9 +78,9 @@ class Journal:
             reason: `policy`, `restriction`, `stop` or `time`.
         """
         for grant_id, rev, standing in change.moved:
-            self.note(now_ns, "grant-state", grant=grant_id, rev=rev, state=standing.value)
+            self._add(now_ns, "grant-state", grant=grant_id, rev=rev, state=standing.value)
         for grant_id, tally in change.purged.erased.items():
-            self.note(
+            self._add(
                 now_ns,
                 "purged",
                 grant=grant_id,
@@ -86,7 +91,7 @@ class Journal:
 
         for grant_id, rev, standing in change.moved:
             if standing.is_end and change.purged.scrubbed:
-                self.note(now_ns, "grant-state", grant=grant_id, rev=rev, state="purged")
+                self._add(now_ns, "grant-state", grant=grant_id, rev=rev, state="purged")
 
     def stopped(self, now_ns: int, stop: LocalStop, *, is_on: bool, by: int | str) -> None:
         """Write that somebody at the vehicle has stopped a grant, or lifted the stop."""
@@ -109,6 +114,10 @@ class Journal:
     def checkpoint(self, now_ns: int, device: DeviceKey) -> None:
         """Sign the head, keep that, and send it."""
         self._publish(self._ledger.checkpoint(now_ns, device))
+
+    def _add(self, now_ns: int, name: str, **facts: Fact) -> None:
+        """Write an entry that the next checkpoint puts on disk."""
+        self._ledger.append(event(now_ns, name, **facts), durable=False)
 
     def roll_up(self, now_ns: int) -> None:
         """Write what was counted since the last time."""

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-from agent.control import Change, Consent, Received
-from agent.control import agent as agent_lane
+from agent.control import Change, Consent, Received, sealer
 from agent.core.clock import Reading
 from agent.core.jws import POLICY_TYP
 from agent.edge.store import Purged, Store
@@ -27,7 +26,7 @@ def sabotaged(kind: str | None) -> Iterator[None]:
         None: (Store, "in_force", Store.in_force),
         "purge": (Store, "apply_policy", _keeps_a_copy(Store.apply_policy)),
         "gate": (Consent, "receive", _obeys_once(Consent.receive)),
-        "seal": (agent_lane, "seal", _leaves_open),
+        "seal": (sealer, "seal", _leaves_open),
     }[kind]
     with patch.object(target, name, broken):
         yield

@@ -31,7 +31,7 @@ from agent.cloud.keys import (
 from agent.cloud.receiver import BrokerAddress, Receiver, Rejected, publish_policy
 from agent.cloud.trust import trust_file
 from agent.config import parse_config
-from agent.control.agent import POLICY_NEXT_S
+from agent.control.publisher import POLICY_NEXT_S
 from agent.core.catalogue import Catalogue
 from agent.core.cose import device_public_key
 from agent.core.model import NS_PER_S, Column

@@ -27,8 +27,7 @@ from hypothesis.stateful import (
 )
 
 from agent.cloud.restrict import new_restriction, sign_restriction
-from agent.control import Agent, Batches, Consent, Journal, Surroundings
-from agent.control import agent as agent_module
+from agent.control import Agent, Batches, Consent, Journal, Surroundings, publisher
 from agent.core.clock import Reading
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
@@ -517,8 +516,8 @@ def test_what_arrives_was_permitted_and_what_was_committed_arrives(
             pytest.fail("mosquitto must be installed in CI")
         pytest.skip("mosquitto is not installed")
     # Policies do not come through the broker here, so there is nothing to wait for.
-    monkeypatch.setattr(agent_module, "POLICY_FIRST_S", 0.0)
-    monkeypatch.setattr(agent_module, "POLICY_NEXT_S", 0.0)
+    monkeypatch.setattr(publisher, "POLICY_FIRST_S", 0.0)
+    monkeypatch.setattr(publisher, "POLICY_NEXT_S", 0.0)
     with world(tmp_path):
         run_state_machine_as_test(
             ConsentMachine,

@@ -1,6 +1,5 @@
 """The agent lane by itself: a real store, a network lane that was never started."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 
 from agent.cloud.policy import recipient
 from agent.control import Agent, Batches, Consent, Journal, Surroundings
-from agent.control.agent import POLICY_FIRST_S, POLICY_NEXT_S
+from agent.control.publisher import POLICY_FIRST_S, POLICY_NEXT_S
 from agent.core.clock import Reading
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
@@ -150,7 +149,7 @@ def test_a_policy_ends_the_wait_for_the_policy_whether_it_comes_before_or_after_
         lane.agent.post(event)
     lane.agent.turn(0.0)
 
-    assert 0 < lane.agent._publish_after_s - time.monotonic() <= POLICY_NEXT_S
+    assert 0 < lane.agent._publisher.begins_in_s <= POLICY_NEXT_S
 
 
 def test_every_connection_waits_for_its_own_policy(lane: Lane, cloud: Cloud) -> None:
@@ -162,4 +161,4 @@ def test_every_connection_waits_for_its_own_policy(lane: Lane, cloud: Cloud) -> 
     lane.agent.post(Connected())
     lane.agent.turn(0.0)
 
-    assert POLICY_NEXT_S < lane.agent._publish_after_s - time.monotonic() <= POLICY_FIRST_S
+    assert POLICY_NEXT_S < lane.agent._publisher.begins_in_s <= POLICY_FIRST_S
