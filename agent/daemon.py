@@ -8,8 +8,6 @@ Rules:
    disk.
  * Closing seals and stores the open batches within `STOP_S`, however full the bus is and whatever
    the broker does; nothing waits for the broker, the spool does.
- * A CAN socket outlives the process: systemd keeps a copy of each, in which the kernel goes on
-   queueing frames, and hands it to the next process. A socket that no bus needs is closed for good.
  * Changed files are held against the policy in force before anything changes. Then what is made of
    them is new (consent, agent lane, readers of changed buses), and what carries something over
    stays: the store, the capture lane with its open batches, the connection to the broker.
@@ -18,19 +16,19 @@ Rules:
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
-from functools import partial
+import time
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self
 
+from agent.buses import Buses, source_of
 from agent.config import Bus, Config
 from agent.control import Agent, Batches, Consent, Journal, Surroundings, Switched
 from agent.control.agent import Event
 from agent.control.consent import trust_in_force
 from agent.core.admission import Admission
 from agent.core.binding import Binding
-from agent.core.bushealth import BusHealth
-from agent.core.canfilter import CanFilter, compile_filters, message_filter
+from agent.core.canfilter import CanFilter, message_filter
 from agent.core.clock import Reading
 from agent.core.explanation import facts_of
 from agent.core.jws import verify_policy_jws
@@ -39,13 +37,12 @@ from agent.core.obd import questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.policy import parse_policy
-from agent.core.status import BusStatus, LaneStatus
+from agent.core.status import LaneStatus
 from agent.core.switch import SignalSwitch
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
 from agent.edge.control_socket import ControlSocket
 from agent.edge.ledger import Ledger
-from agent.edge.socketcan import SocketCanReader
 from agent.edge.store import Store
 from agent.edge.switch import FileSwitch
 from agent.edge.systemd import Unit
@@ -55,21 +52,15 @@ from agent.parts import Parts, spool_limits
 from agent.watch import Lane
 
 if TYPE_CHECKING:
-    from agent.edge.gnss import GnssReader
     from agent.edge.obd import ObdPoller
-    from agent.edge.pycan import PyCanReader
 
 STOP_S = 5.0
-# Shares of it. The rest is for what is sealed and stored in between.
-CAPTURE_STOP_S = 1.5
-UPLINK_STOP_S = 1.5
+UPLINK_STOP_S = 1.0  # Its share: to say goodbye. What is on its way stays in the spool.
+STORE_STOP_S = 1.0  # Left for what is sealed and stored at last.
 # Sections that only a restart takes up.
 _FIXED = ("state", "batch", "spool", "uplink", "time", "obd", "control", "switch")
 
 Clock = Callable[[], Reading]
-Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
-
-Reader: TypeAlias = "SocketCanReader | PyCanReader | GnssReader"
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +89,6 @@ class Daemon:
             StoreError: The state directory cannot be used.
         """
         self._config = config
-        self._unit = unit or Unit(None)
         self._store = Store.open(
             config.state.directory,
             limits=spool_limits(config),
@@ -125,12 +115,14 @@ class Daemon:
         self._journal = Journal(self._ledger, publish=self.uplink.publish_ledger_head)
         self._door = threading.Lock()  # Guards which agent lane gets an event.
         self._held: list[Event] | None = None  # What comes while the agent lane is made anew.
-        self._readers: dict[Source, Reader] = {}
         self._obd = self._poller()
+        self.buses = Buses(
+            config.bus,
+            sink=self.capture.put,
+            clock=lambda: clock().wall_ns,
+            unit=unit or Unit(None),
+        )
         self._wire(parts)
-        self._readers |= {_source(bus): self._reader(bus) for bus in config.bus}
-        for name in self._unit.drop_rest():
-            _log.info("socket not needed", extra={"kept": name})
         self._control = ControlSocket(
             config.control.socket,
             permissions=parts.permissions,
@@ -165,7 +157,7 @@ class Daemon:
         """How it is in a few words, for people."""
         policy = self._consent.policy
         version = f"policy {policy.epoch}.{policy.ver}" if policy is not None else "no policy"
-        return f"{version}, {len(self.plan.live)} grants live, {len(self._readers)} buses"
+        return f"{version}, {len(self.plan.live)} grants live, {len(self.buses)} buses"
 
     def start(self) -> None:
         """Take up the policy on disk, then start network, capture and readers."""
@@ -174,11 +166,10 @@ class Daemon:
             self._switch.start()
         self.agent.restore()
         self.agent.turn(0.0)  # What the switch says counts before the first frame.
-        self._filter(self._readers.values())
+        self.buses.let_in(self.plan, self._extra)
         self.uplink.start()
         self.capture.start()
-        for reader in self._readers.values():
-            reader.start()
+        self.buses.start()
         if self._obd is not None:
             self._obd.start()
 
@@ -216,7 +207,7 @@ class Daemon:
             Lane("network", self.uplink.is_alive, self.uplink.last_moved_ns),
             Lane("control", self._control.is_alive, self._control.turns),
             *([Lane("switch", self._switch.is_alive, self._switch.turns)] if self._switch else []),
-            *(Lane(f"bus {r.name}", r.is_alive, r.turns) for r in self._readers.values()),
+            *self.buses.lanes(),
             *(Lane("obd", o.is_alive, o.turns) for o in (self._obd,) if o is not None),
         ]
 
@@ -239,31 +230,23 @@ class Daemon:
             parse_policy(verify_policy_jws(stored.jws, trust), parts.catalogue)
         self._config = config
         self._renew(parts)
-        sources = {_source(bus): bus for bus in config.bus}
-        gone = [self._readers.pop(source) for source in self._readers.keys() - sources.keys()]
-        _end(gone)
-        for reader in gone:
-            self._unit.drop(_kept_as(reader.name))
-        new = {source: self._reader(sources[source]) for source in sources.keys() - self._readers}
-        self._filter(new.values())
-        self._readers |= new
-        for reader in new.values():
-            reader.start()
+        self.buses.follow(config.bus)
 
     def close(self) -> None:
         """End readers, capture, network; seal and store what was open. Twice is harmless."""
         if not self._is_open:
             return
         self._is_open = False
+        until_s = time.monotonic() + STOP_S - UPLINK_STOP_S - STORE_STOP_S
         self._control.close()
         if self._switch is not None:
             self._switch.close()
         if self._obd is not None:
             self._obd.close()
-        _end(self._readers.values())
-        self.capture.close(CAPTURE_STOP_S)
+        self.buses.close()
+        self.capture.close(max(STORE_STOP_S, until_s - time.monotonic()))
         if self.capture.is_alive:
-            _log.error("capture did not end", extra={"waited_s": CAPTURE_STOP_S})
+            _log.error("capture did not end")
         self.agent.finish()
         now_ns = self._consent.moment(self._clock()).now_ns
         self._journal.note(now_ns, "stopped", reason="asked")
@@ -340,7 +323,7 @@ class Daemon:
             version=version("consentry"),
             started_s=self._started_s,
             lanes=tuple(LaneStatus(lane.name, lane.is_alive) for lane in self.lanes()),
-            buses=tuple(_told(bus) for bus in self.buses()),
+            buses=self.buses.status(),
             facts=facts_of(self.capture.counts()),
         )
 
@@ -367,58 +350,12 @@ class Daemon:
                 self.agent.post(event)
             self._held = None
 
-    def buses(self) -> list[BusHealth]:
-        """Return how each bus does; it stays on the board."""
-        return [reader.health() for reader in self._readers.values()]
-
     def _swap(self, plan: Plan) -> None:
         """Put a plan in force: in what is asked, the capture lane, the filters of the buses."""
         if self._obd is not None:
             self._obd.ask(questions(plan, self._binding, self._obd.name), plan.until_ns)
         self.capture.swap(plan)
-        self._filter(self._readers.values(), plan)
-
-    def _filter(self, readers: Iterable[Reader], plan: Plan | None = None) -> None:
-        """Let the buses give what the plan needs, and the privacy switch; without either, close."""
-        for reader in readers:
-            made = compile_filters(
-                plan or self.plan, reader.name, extra=self._extra.get(reader.name, ())
-            )
-            if made.beyond:
-                _log.warning(
-                    "filters widened", extra={"bus": reader.name, "identifiers": made.beyond}
-                )
-            reader.set_filters(made.filters)
-
-    def _reader(self, bus: Bus) -> Reader:
-        if bus.interface == "socketcan":
-            on_socket = partial(self._keep, _kept_as(bus.name))
-            reader = SocketCanReader(
-                bus.name, channel=bus.channel, sink=self.capture.put, on_socket=on_socket
-            )
-            if (descriptor := self._unit.take(_kept_as(bus.name))) is not None:
-                reader.adopt(descriptor)
-            return reader
-        if bus.interface == "gnss":
-            from agent.edge.gnss import GnssReader  # noqa: PLC0415 - as python-can below
-
-            return GnssReader(
-                bus.name,
-                channel=bus.channel,
-                options=bus.options,
-                sink=self.capture.put,
-                clock=lambda: self._clock().wall_ns,
-            )
-        # Not at the top: python-can is a sixth of all that is imported, and most buses need none.
-        from agent.edge.pycan import PyCanReader  # noqa: PLC0415
-
-        return PyCanReader(
-            bus.name,
-            interface=bus.interface,
-            channel=bus.channel,
-            options=bus.options,
-            sink=self.capture.put,
-        )
+        self.buses.let_in(plan, self._extra)
 
     def _poller(self) -> "ObdPoller | None":
         """Return what asks on a bus; what can send is not even loaded without `obd.poll`."""
@@ -437,12 +374,6 @@ class Daemon:
             clock=lambda: self._clock().wall_ns,
         )
 
-    def _keep(self, name: str, descriptor: int | None) -> None:
-        if descriptor is None:
-            self._unit.drop(name)
-        else:
-            self._unit.keep(name, descriptor)
-
     def _on_batches(self, batches: list[Batch]) -> None:
         self._post(Batches(batches))
 
@@ -452,23 +383,6 @@ class Daemon:
                 self.agent.post(event)
             else:
                 self._held.append(event)
-
-
-def _told(bus: BusHealth) -> BusStatus:
-    return BusStatus(
-        name=bus.bus,
-        state=bus.state.value,
-        frames=bus.frames,
-        reconnects=bus.reconnects,
-        lost_frames=bus.kernel_drops + bus.overruns,
-        errors=sum(bus.errors.values()),
-        last_frame_s=None if bus.last_frame_ns is None else bus.last_frame_ns // NS_PER_S,
-    )
-
-
-def _kept_as(bus: str) -> str:
-    """Return the name under which systemd keeps a bus's socket."""
-    return f"can-{bus}"
 
 
 def _signal_switch(config: Config, parts: Parts) -> SignalSwitch | None:
@@ -495,28 +409,14 @@ def _file_switch(config: Config, on_switch: Callable[[bool], None]) -> FileSwitc
     )
 
 
-def _source(bus: Bus) -> Source:
-    """Return what makes a reader another one when it changes."""
-    return bus.name, bus.interface, bus.channel, tuple(sorted(bus.options.items()))
-
-
 def _asked_bus(config: Config) -> Bus | None:
     return next((bus for bus in config.bus if config.obd.poll and bus.name == config.obd.bus), None)
-
-
-def _end(readers: Iterable[Reader]) -> None:
-    """End readers side by side."""
-    ending = list(readers)
-    for reader in ending:
-        reader.stop()
-    for reader in ending:
-        reader.close()
 
 
 def _check_fixed(before: Config, after: Config) -> None:
     """Raise ConfigError where a setting changed that only a restart can take up."""
     changed = [name for name in _FIXED if getattr(before, name) != getattr(after, name)]
-    asked = [bus and _source(bus) for bus in (_asked_bus(before), _asked_bus(after))]
+    asked = [bus and source_of(bus) for bus in (_asked_bus(before), _asked_bus(after))]
     if "obd" not in changed and asked[0] != asked[1]:
         changed.append("the bus of obd")
     if before.vehicle.id != after.vehicle.id:

@@ -157,7 +157,9 @@ def test_four_kinds_of_bus_at_once_each_with_its_dbc_and_mapping(
         )
         with rig.running() as daemon:
             wait_for("the grant", lambda: daemon.plan.takes)
-            wait_for("all buses", lambda: all(b.state is BusState.ACTIVE for b in daemon.buses()))
+            wait_for(
+                "all buses", lambda: all(b.state is BusState.ACTIVE for b in daemon.buses.health())
+            )
             rig.play([car.odometer(cloud.now_s * 1000, 4711)])
             adapter.say(slcan_line(100, b"\x01\x63"))
             with can.Bus(interface="udp_multicast", channel=GROUP, port=PORT, hop_limit=0) as udp:

@@ -165,7 +165,7 @@ def test_without_a_policy_nothing_is_collected_or_sent(rig: Rig, auditor: Audito
     with rig.running() as daemon:
         wait_for("the status", lambda: any(b"online" in i.payload for i in auditor.seen()))
         rig.play([car.odometer(T0_MS + i, i) for i in range(500)])
-        (bus,) = daemon.buses()
+        (bus,) = daemon.buses.health()
 
     assert (bus.state, bus.frames) == (BusState.IDLE, 0)  # It is not even open.
     assert data_of(auditor) == []

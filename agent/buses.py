@@ -1,0 +1,183 @@
+"""The buses of a vehicle: who reads each, what may come in, and which sockets outlive us.
+
+Rules:
+ * Which adapter a bus has is known here and nowhere else.
+ * What the plan does not need is not let in: kernel filters where there are some, and no socket or
+   port at all without a live grant.
+ * A CAN socket outlives the process: systemd keeps a copy of each, in which the kernel goes on
+   queueing frames, and hands it to the next process. A socket that no bus needs is closed for good.
+ * When the configuration changes, the reader of a bus that is as before goes on.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from agent.config import Bus
+from agent.core.bushealth import BusHealth
+from agent.core.canfilter import CanFilter, compile_filters
+from agent.core.model import NS_PER_S, Frame
+from agent.core.plan import Plan, empty_plan
+from agent.core.status import BusStatus
+from agent.edge.socketcan import SocketCanReader
+from agent.edge.systemd import Unit
+from agent.watch import Lane
+
+if TYPE_CHECKING:
+    from agent.edge.gnss import GnssReader
+    from agent.edge.pycan import PyCanReader
+
+Reader: TypeAlias = "SocketCanReader | PyCanReader | GnssReader"
+Source = tuple[str, str, str, tuple[tuple[str, str | int | float | bool], ...]]
+
+_log = logging.getLogger(__name__)
+
+
+class Buses:
+    """The readers of all buses. Used by the agent thread."""
+
+    def __init__(
+        self,
+        buses: Iterable[Bus],
+        *,
+        sink: Callable[[list[Frame]], None],
+        clock: Callable[[], int],
+        unit: Unit,
+    ) -> None:
+        """Make the readers; `let_in` and `start` begin.
+
+        Args:
+            buses: As configured.
+            sink: Gets every chunk of frames, in the readers' threads.
+            clock: ns since the epoch, for what brings no time of its own.
+            unit: Keeps the CAN sockets over a restart.
+        """
+        self._sink = sink
+        self._clock = clock
+        self._unit = unit
+        self._plan: Plan = empty_plan()
+        self._extra: Mapping[str, tuple[CanFilter, ...]] = {}
+        self._readers = {source_of(bus): self._reader(bus) for bus in buses}
+        for name in unit.drop_rest():
+            _log.info("socket not needed", extra={"kept": name})
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def let_in(self, plan: Plan, extra: Mapping[str, tuple[CanFilter, ...]]) -> None:
+        """Let in what a plan needs, and nothing else; where that is nothing, close.
+
+        Args:
+            plan: The plan in force.
+            extra: Bus -> what is needed besides, such as the privacy switch's frames.
+        """
+        self._plan, self._extra = plan, extra
+        for reader in self._readers.values():
+            self._filter(reader)
+
+    def start(self) -> None:
+        """Begin reading."""
+        for reader in self._readers.values():
+            reader.start()
+
+    def follow(self, buses: Iterable[Bus]) -> None:
+        """Read these buses from now on: end and begin what differs."""
+        wanted = {source_of(bus): bus for bus in buses}
+        gone = [self._readers.pop(source) for source in self._readers.keys() - wanted.keys()]
+        _end(gone)
+        for reader in gone:
+            self._unit.drop(_kept_as(reader.name))
+        for source in wanted.keys() - self._readers.keys():
+            reader = self._readers[source] = self._reader(wanted[source])
+            self._filter(reader)
+            reader.start()
+
+    def lanes(self) -> list[Lane]:
+        """Return how each reader's thread is."""
+        return [Lane(f"bus {r.name}", r.is_alive, r.turns) for r in self._readers.values()]
+
+    def health(self) -> list[BusHealth]:
+        """Return how each bus does; it stays on the board."""
+        return [reader.health() for reader in self._readers.values()]
+
+    def status(self) -> tuple[BusStatus, ...]:
+        """Return the same for people at the vehicle."""
+        return tuple(_told(bus) for bus in self.health())
+
+    def close(self) -> None:
+        """Hand over what lies in the sockets, and end. Twice is harmless."""
+        _end(self._readers.values())
+
+    def _filter(self, reader: Reader) -> None:
+        made = compile_filters(self._plan, reader.name, extra=self._extra.get(reader.name, ()))
+        if made.beyond:
+            _log.warning("filters widened", extra={"bus": reader.name, "identifiers": made.beyond})
+        reader.set_filters(made.filters)
+
+    def _reader(self, bus: Bus) -> Reader:
+        if bus.interface == "socketcan":
+            on_socket = partial(self._keep, _kept_as(bus.name))
+            reader = SocketCanReader(
+                bus.name, channel=bus.channel, sink=self._sink, on_socket=on_socket
+            )
+            if (descriptor := self._unit.take(_kept_as(bus.name))) is not None:
+                reader.adopt(descriptor)
+            return reader
+        if bus.interface == "gnss":
+            from agent.edge.gnss import GnssReader  # noqa: PLC0415 - as python-can below
+
+            return GnssReader(
+                bus.name,
+                channel=bus.channel,
+                options=bus.options,
+                sink=self._sink,
+                clock=self._clock,
+            )
+        # Not at the top: python-can is a sixth of all that is imported, and most buses need none.
+        from agent.edge.pycan import PyCanReader  # noqa: PLC0415
+
+        return PyCanReader(
+            bus.name,
+            interface=bus.interface,
+            channel=bus.channel,
+            options=bus.options,
+            sink=self._sink,
+        )
+
+    def _keep(self, name: str, descriptor: int | None) -> None:
+        if descriptor is None:
+            self._unit.drop(name)
+        else:
+            self._unit.keep(name, descriptor)
+
+
+def source_of(bus: Bus) -> Source:
+    """Return what makes a reader another one when it changes."""
+    return bus.name, bus.interface, bus.channel, tuple(sorted(bus.options.items()))
+
+
+def _told(bus: BusHealth) -> BusStatus:
+    return BusStatus(
+        name=bus.bus,
+        state=bus.state.value,
+        frames=bus.frames,
+        reconnects=bus.reconnects,
+        lost_frames=bus.kernel_drops + bus.overruns,
+        errors=sum(bus.errors.values()),
+        last_frame_s=None if bus.last_frame_ns is None else bus.last_frame_ns // NS_PER_S,
+    )
+
+
+def _kept_as(bus: str) -> str:
+    """Return the name under which systemd keeps a bus's socket."""
+    return f"can-{bus}"
+
+
+def _end(readers: Iterable[Reader]) -> None:
+    """End readers side by side."""
+    ending = list(readers)
+    for reader in ending:
+        reader.stop()
+    for reader in ending:
+        reader.close()
