@@ -5,6 +5,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,26 @@ def test_several_envelopes_are_one_table(me: Recipient, capsys: Capsys) -> None:
     ]
     assert len(table) == 1 + 2 * ROWS
     assert table.count(table[0]) == 1
+
+
+def test_the_results_of_an_aggregate_have_their_function_and_window(
+    me: Recipient, capsys: Capsys
+) -> None:
+    highest = replace(SPEED, fn="max", window_s=60)
+    counted = replace(
+        SPEED, fn="count", window_s=60, datatype="uint64", unit=None, values=(1, 2, 3)
+    )
+    me.write("windows.cose", sealing.envelope(batch(highest, counted, GEAR)))
+
+    assert me.open(files="windows.cose") == 0
+
+    found = rows(capsys.readouterr().out)
+    told = {(row["path"], row.get("fn"), row.get("window_s"), row["unit"]) for row in found}
+    assert told == {
+        (SPEED.path, "max", 60, "km/h"),
+        (SPEED.path, "count", 60, None),
+        (GEAR.path, None, None, None),
+    }
 
 
 def test_out_takes_the_samples(me: Recipient, capsys: Capsys) -> None:

@@ -150,6 +150,83 @@ def test_jsonl_is_printed_to_the_letter(bench: Bench, capsys: Capsys) -> None:
     )
 
 
+MINUTE = {"aggregate": {"window_s": 0.5, "fn": ["max", "count"]}}
+
+
+def test_an_aggregate_prints_a_line_per_function(bench: Bench, capsys: Capsys) -> None:
+    """Design 9: with `fn` and `window_s`; stamped with the window's start, so sorted by it."""
+    bench.grant({"scope": "read_odometer", "constraints": MINUTE}, STATE)
+
+    assert bench.replay() == 0
+
+    assert capsys.readouterr().out == (
+        '{"t": 1780300800000000000, "recipient": "fleet", "grant": "gr_1", '
+        '"scope": "read_odometer", "path": "Vehicle.TraveledDistance", "value": 10000, '
+        '"unit": "m", "fn": "max", "window_s": 0.5}\n'
+        '{"t": 1780300800000000000, "recipient": "fleet", "grant": "gr_1", '
+        '"scope": "read_odometer", "path": "Vehicle.TraveledDistance", "value": 1, '
+        '"unit": null, "fn": "count", "window_s": 0.5}\n'
+        '{"t": 1780300800500000000, "recipient": "fleet", "grant": "gr_1", '
+        '"scope": "read_extended_vehicle_info", "path": "Vehicle.LowVoltageSystemState", '
+        '"value": "ON", "unit": null}\n'
+        '{"t": 1780300801000000000, "recipient": "fleet", "grant": "gr_1", '
+        '"scope": "read_odometer", "path": "Vehicle.TraveledDistance", "value": 12000, '
+        '"unit": "m", "fn": "max", "window_s": 0.5}\n'
+        '{"t": 1780300801000000000, "recipient": "fleet", "grant": "gr_1", '
+        '"scope": "read_odometer", "path": "Vehicle.TraveledDistance", "value": 2, '
+        '"unit": null, "fn": "count", "window_s": 0.5}\n'
+    )
+
+
+def test_an_aggregate_has_function_and_window_in_csv(bench: Bench, capsys: Capsys) -> None:
+    bench.grant({"scope": "read_odometer", "constraints": MINUTE})
+
+    bench.replay("--format", "csv")
+
+    table = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert [row[5:] for row in table[1:3]] == [
+        ["10000", "m", "max", "0.5"],
+        ["1", "", "count", "0.5"],
+    ]
+
+
+def test_the_summary_counts_results_and_says_which_functions_there_are_none_of(
+    bench: Bench, capsys: Capsys
+) -> None:
+    bench.grant(
+        {"scope": "read_odometer", "constraints": MINUTE},
+        {
+            "scope": "read_extended_vehicle_info",
+            "constraints": {"aggregate": {"window_s": 60, "fn": ["mean", "last"]}},
+        },
+    )
+
+    bench.replay("--format", "summary", "--json")
+
+    summary = json.loads(capsys.readouterr().out)
+    found = {row["path"]: row for row in summary["paths"]}
+    metres = found["Vehicle.TraveledDistance"]
+    assert (metres["taken"], metres["thinned"], metres["why"]) == (4, 3, None)
+    state = found["Vehicle.LowVoltageSystemState"]
+    assert (state["taken"], state["why"]) == (1, "there is no mean of a string")
+    assert summary["samples"] == 5
+
+
+def test_windows_are_closed_in_a_log_that_counts_from_0(bench: Bench, capsys: Capsys) -> None:
+    always = {"days": "1-7", "from": "00:00", "to": "00:00", "tz": "UTC"}
+    bench.write("drive.log", "(1.5) can0 100#D21B0A0000000000\n")
+    bench.grant({"scope": "read_odometer", "constraints": {"windows": [always]}})
+
+    assert bench.replay("--format", "summary") == 0
+
+    captured = capsys.readouterr()
+    assert "its windows are closed: the time is not known" in captured.out
+    assert "windows are closed" in captured.err
+    bench.write("drive.log", "(1780300800.5) can0 100#D21B0A0000000000\n")
+    assert bench.replay() == 0
+    assert len(rows(capsys)) == 1
+
+
 def test_values_have_the_type_of_the_path(bench: Bench, capsys: Capsys) -> None:
     bench.grant({"scope": "read_security"}, STATE, ODOMETER)
 

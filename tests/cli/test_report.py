@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -175,6 +176,25 @@ def test_every_kind_of_value_is_drawn(tmp_path: Path, values: list[Value]) -> No
     is_step = not isinstance(values[0], int | float) or isinstance(values[0], bool)
     assert ('"Step"' in shown.scripts[-1]) is is_step
     assert "fleet · gr_2 · 2 samples" in shown.text
+
+
+def test_each_function_of_an_aggregate_is_a_line_and_counts_have_their_own_figure(
+    tmp_path: Path,
+) -> None:
+    results = [("max", 71.5), ("mean", 60.25), ("count", 600)]
+    samples = [
+        replace(sample(value, at_s=60 * minute), fn=fn, window_s=60)
+        for minute in range(2)
+        for fn, value in results
+    ]
+
+    shown = page(tmp_path, samples, [row(taken=6)])
+
+    for line in ("max per 60 s · 2 samples", "mean per 60 s · 2 samples"):
+        assert f"fleet · gr_1 · {line}" in shown.text
+    assert "Vehicle.Speed, count" in shown.text
+    assert "6 samples of 1 path to 1 recipient" in shown.text
+    assert [name for name in shown.ids if name.startswith("plot-")] == ["plot-0", "plot-1"]
 
 
 def test_a_long_signal_says_that_not_all_of_it_is_drawn(tmp_path: Path) -> None:
