@@ -214,7 +214,8 @@ class _Run:
         if "windows" not in stream.limits or self._is_live(stream, t_us):
             return math.inf
         over_us = t_us // 1_000_000 * 1_000_000
-        while not self._is_live(stream, over_us - 1):
+        came_us = stream.last_us or 0  # It was open then; where time has run back, it is over now.
+        while over_us > came_us and not self._is_live(stream, over_us - 1):
             over_us -= 1_000_000
         return over_us
 

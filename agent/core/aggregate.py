@@ -10,6 +10,7 @@ Rules:
  * `min`, `max` and `mean` exist for numbers only, `count` and `last` for every datatype.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -110,7 +111,7 @@ class Accumulator:
     """
 
     __slots__ = (
-        *("_count", "_first", "_last", "_length_ns", "_most", "_least", "_snap", "_surplus"),
+        *("_count", "_last", "_length_ns", "_lost", "_most", "_least", "_snap", "_sum"),
         *("_is_numeric", "end_ns", "is_open", "start_ns"),
     )
 
@@ -135,13 +136,11 @@ class Accumulator:
         self.is_open = False
         self.start_ns = self.end_ns = self._count = 0
         self._is_numeric = False
-        self._first: Any = None
         self._last: Any = None
         self._least: Any = None
         self._most: Any = None
-        # Sum of differences to the first value: of equal values exactly 0, so that their mean is
-        # the value and not a neighbour of it.
-        self._surplus: Any = 0
+        self._sum: Any = 0
+        self._lost: float = 0.0  # What rounding has taken from the sum so far (Neumaier).
 
     def enter(self, t_ns: int, value: Value) -> None:
         """Take a value into its window; the one before must have been cleared."""
@@ -149,7 +148,7 @@ class Accumulator:
             self.is_open = True
             self.start_ns = t_ns - t_ns % self._length_ns
             self.end_ns = self.start_ns + self._length_ns
-            self._first = self._least = self._most = value
+            self._least = self._most = value
             self._is_numeric = not isinstance(value, (bool, str))
         self._count += 1
         self._last = value
@@ -158,7 +157,7 @@ class Accumulator:
                 self._least = value
             elif value > self._most:
                 self._most = value
-            self._surplus += value - self._first
+            self._add(value)
 
     def result(self, function: str) -> Value | Drop:
         """Return what a function gives for the open window."""
@@ -176,12 +175,22 @@ class Accumulator:
                 found = self._last
         return found
 
+    def _add(self, value: Any) -> None:
+        """Add up without loss: integers as they are, floats with what rounding takes kept."""
+        total = self._sum + value
+        if isinstance(value, float):
+            if abs(self._sum) >= abs(value):
+                self._lost += (self._sum - total) + value
+            else:
+                self._lost += (value - total) + self._sum
+        self._sum = total
+
     def _mean(self) -> float:
-        if isinstance(self._first, int):  # Exactly, however long the integers are.
-            exact: float = (self._first * self._count + self._surplus) / self._count
-            return exact
-        mean: float = self._first + self._surplus / self._count
-        return mean
+        mean: float = (
+            (self._sum + self._lost) / self._count if self._lost else self._sum / self._count
+        )
+        # Dividing rounds once more, which must not lead out of what entered.
+        return min(max(mean, self._least), self._most) if math.isfinite(mean) else mean
 
 
 def _window_ms(raw: Any, place: str) -> int:

@@ -58,7 +58,8 @@ def test_floats_are_reduced_as_python_does(values: list[float]) -> None:
     exact = float(sum(map(Fraction, values)) / len(values))
     largest = max(map(abs, values))
     assert isinstance(found["mean"], float)
-    assert math.isclose(found["mean"], exact, rel_tol=1e-12, abs_tol=largest * 1e-12)
+    assert math.isclose(found["mean"], exact, rel_tol=1e-15, abs_tol=largest * 1e-30)
+    assert min(values) <= found["mean"] <= max(values)
 
 
 @given(st.floats(-1e300, 1e300), st.integers(1, 1000))
@@ -67,7 +68,7 @@ def test_the_mean_of_equal_values_is_that_value(value: float, count: int) -> Non
 
 
 def test_a_mean_that_no_double_holds_is_dropped() -> None:
-    assert filled([1.7e308, -1.7e308, 1.7e308]).result("mean") is Drop.RANGE
+    assert filled([1.7e308, 1.7e308]).result("mean") is Drop.RANGE
 
 
 @pytest.mark.parametrize("values", [["PARK", "DRIVE", "PARK"], [True, False, True]])
@@ -108,7 +109,7 @@ def test_a_cleared_window_holds_nothing() -> None:
     window.clear()
 
     assert not window.is_open
-    assert all(getattr(window, name) in (None, 0) for name in ("_first", "_last", "_most"))
+    assert all(getattr(window, name) in (None, 0) for name in ("_sum", "_last", "_most"))
     window.enter(0, 1)
     assert window.result("count") == 1
 
