@@ -143,7 +143,7 @@ class _Run:
         self._policy = policy
         self._streams: list[_Stream] = []
         self._taken: list[tuple[int, _Stream, Any, str | None]] = []
-        self._second = -math.inf
+        self._second: int | None = None
         self._next_us = math.inf  # Nothing is due before.
         self._holding: list[_Stream] = []
         self._is_dated: bool | None = None  # A recorder that counts from 0 knows no day.
@@ -182,11 +182,8 @@ class _Run:
         """Hold one frame against every grant: first what is due by now, then its own values."""
         if self._is_dated is None:
             self._is_dated = t_us >= _YEAR_1990_US
-        ends = t_us // 1_000_000 != self._second  # Grants and hours end at whole seconds.
-        self._second = t_us // 1_000_000
-        self.release(t_us, ends=ends)
-        if ends:
-            self._end(t_us)
+        self._pass(t_us // 1_000_000)
+        self.release(t_us)
         if not values:
             return
         for stream in self._streams:
@@ -195,29 +192,35 @@ class _Run:
                 if value is not None:
                     self._offer(stream, t_us, value)
 
+    def _pass(self, second: int) -> None:
+        """Go on to a second: grants and hours begin and end at whole ones.
+
+        What waits meanwhile sees every second on the way; a log may hold none of them.
+        """
+        is_ahead = self._second is not None and second > self._second
+        waits = any(stream.held or stream.window for stream in self._streams)
+        first = second if self._second is None or not (is_ahead and waits) else self._second + 1
+        if second != self._second:
+            for passed in range(first, second + 1):
+                self.release(passed * 1_000_000 - 1)
+                self._end(passed * 1_000_000)
+        self._second = second
+
     def _end(self, t_us: int) -> None:
-        """Let go of what a grant may not have any more."""
+        """Let go of what a grant may not have any more; what a window holds is sent."""
         for stream in self._streams:
             if not self._is_granted(stream, t_us):
                 stream.last, stream.held, stream.window = _NOTHING, [], []
-            elif not self._is_live(stream, t_us):
+            elif "windows" in stream.limits and not self._is_live(stream, t_us):
                 stream.held = []
+                self._reduce(stream)
 
     def finish(self, t_us: int) -> None:
         """Send what is due at the end, and what windows hold by then."""
+        self._pass(t_us // 1_000_000)
         self.release(t_us)
         for stream in self._streams:
             self._reduce(stream)
-
-    def _over_us(self, stream: _Stream, t_us: int) -> float:
-        """Return when the hours of a stream ended that are over now; else never."""
-        if "windows" not in stream.limits or self._is_live(stream, t_us):
-            return math.inf
-        over_us = t_us // 1_000_000 * 1_000_000
-        came_us = stream.last_us or 0  # It was open then; where time has run back, it is over now.
-        while over_us > came_us and not self._is_live(stream, over_us - 1):
-            over_us -= 1_000_000
-        return over_us
 
     def _offer(self, stream: _Stream, t_us: int, value: Any) -> None:
         if "aggregate" in stream.limits:
@@ -244,30 +247,23 @@ class _Run:
             if stream not in self._holding:
                 self._holding.append(stream)
 
-    def release(self, t_us: int, *, ends: bool = False) -> None:
-        """Send the held changes and the windows whose time has come by now.
-
-        Args:
-            t_us: Now.
-            ends: The hours of a scope may be over: what its window holds goes then, before what is
-                due at the same moment.
-        """
-        if t_us < self._next_us and not ends:
+    def release(self, t_us: int) -> None:
+        """Send the held changes and the windows whose time has come by now."""
+        if t_us < self._next_us:
             return
         due = [
-            (stream.last_us + stream.interval_us, 1, stream.order, stream)
+            (stream.last_us + stream.interval_us, stream.order, stream)
             for stream in self._holding
             if stream.held and stream.last_us is not None
         ]
         self._holding = [stream for *_, stream in due]
-        for stream in self._streams:
-            if stream.window:
-                end_us, rank = stream.window_us + stream.length_us, 1
-                if ends and (over_us := self._over_us(stream, t_us)) <= end_us:
-                    end_us, rank = over_us, 0
-                due.append((end_us, rank, stream.order, stream))
+        due += [
+            (stream.window_us + stream.length_us, stream.order, stream)
+            for stream in self._streams
+            if stream.window
+        ]
         self._next_us = min((item[0] for item in due if item[0] > t_us), default=math.inf)
-        for due_us, _, _, stream in sorted(due, key=lambda item: item[:3]):
+        for due_us, _, stream in sorted(due, key=lambda item: item[:2]):
             if due_us <= t_us and stream.window:
                 if self._is_granted(stream, due_us):
                     self._reduce(stream)

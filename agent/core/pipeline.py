@@ -94,6 +94,11 @@ class Pipeline:
         """Messages of transport protocols that could not be put together; it stays on the board."""
         return self._joints.given_up
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something may be due at a later moment, a held change or a window's end."""
+        return bool(self._waiting)
+
     def swap(self, plan: Plan) -> None:
         """Put another plan in force, between two frames."""
         live = {(grant.grant_id, grant.rev) for grant in plan.live}

@@ -120,7 +120,7 @@ class Replay:
     def finish(self) -> None:
         """Take what is due at the log's last moment, and what windows hold by then."""
         if self._now_ns is not None:
-            self._tick(self._now_ns)
+            self._plan_for(self._now_ns)
         self._pipeline.stop()
         self._pipeline.drain()
         self._remember()
@@ -161,7 +161,16 @@ class Replay:
         self._rows.append((t_ns // NS_PER_MS, take, value))
 
     def _plan_for(self, t_ns: int) -> None:
-        """Put the plan in force that holds at a moment of the log."""
+        """Put the plan in force that holds at a moment of the log.
+
+        While something waits for its time, every plan between is put in force at its own moment, as
+        the daemon does also where no frame comes.
+        """
+        while self._pipeline.is_waiting and self._pipeline.plan.until_ns < t_ns:
+            self._swap(self._pipeline.plan.until_ns)
+        self._swap(t_ns)
+
+    def _swap(self, t_ns: int) -> None:
         plan = next((p for p in self._plans if p.from_ns <= t_ns < p.until_ns), None)
         if plan is None:
             plan = compile_plan(
