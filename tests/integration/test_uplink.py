@@ -684,6 +684,20 @@ def test_closing_does_not_wait_for_the_backoff_and_may_be_repeated() -> None:
     driven.uplink.cancel("gr_a")
 
 
+def test_closing_does_not_wait_for_a_broker_that_is_silent_in_the_handshake(pki: Pki) -> None:
+    """TCP is there, TLS is not: ten seconds for each attempt."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = int(silent.getsockname()[1])
+        with Driven(tls_config(port, "veh-1", pki.vehicle("veh-1"))) as driven:
+            sock, _ = silent.accept()
+            time.sleep(0.1)
+            begun = time.monotonic()
+        sock.close()
+        driven.uplink.close()
+
+    assert time.monotonic() - begun < 2.0
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])

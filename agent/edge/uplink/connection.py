@@ -91,7 +91,13 @@ class Connection:
         self._unacknowledged: set[int] = set()
         self._retain_handling = 0
         self._client = PahoClient(
-            lambda: dial(*server, tls=tls, proxy=config.proxy, silence_s=config.keepalive_s),
+            lambda: dial(
+                *server,
+                tls=tls,
+                proxy=config.proxy,
+                silence_s=config.keepalive_s,
+                on_open=self._hold,
+            ),
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
             clean_session=None if speaks_5 else False,
@@ -135,7 +141,6 @@ class Connection:
         self._client.connect(
             self._config.host, self._config.port, keepalive=self._config.keepalive_s, **about
         )
-        self._switch = _second_handle(self._socket())
 
     def step(self, wake_fd: int, timeout_s: float) -> None:
         """Wait for the socket or `wake_fd`, at most `timeout_s`, and do what there is to do.
@@ -208,6 +213,12 @@ class Connection:
         """
         if self._switch is not None:
             _shut_down(self._switch)
+
+    def _hold(self, sock: socket.socket) -> None:
+        """Keep a handle by which `cut` ends the stream, also while it is being made."""
+        before, self._switch = self._switch, _second_handle(sock)
+        if before is not None:
+            before.close()
 
     def close(self) -> None:
         """Give the sockets back."""

@@ -13,6 +13,7 @@ import base64
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.errors import UplinkError
@@ -54,8 +55,14 @@ class Proxy:
     credentials: str | None = field(default=None, repr=False)
 
 
-def dial(
-    host: str, port: int, *, tls: ssl.SSLContext | None, proxy: Proxy | None, silence_s: float
+def dial(  # noqa: PLR0913 - where to and how, by keyword
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None,
+    proxy: Proxy | None,
+    silence_s: float,
+    on_open: Callable[[socket.socket], None],
 ) -> socket.socket:
     """Return an open stream to the broker, with TLS where a context is given.
 
@@ -65,6 +72,7 @@ def dial(
         tls: Checks certificate and name; None: plaintext.
         proxy: Leads to the broker and looks up its name, or None.
         silence_s: How long sent bytes may stay without an answer.
+        on_open: Called with each stream before proxy and TLS, so that it can be cut meanwhile.
 
     Raises:
         ConnectionEnded: With the reason of the last address that was tried.
@@ -82,6 +90,7 @@ def dial(
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))
+            on_open(sock)
             if proxy is not None:
                 _pass(sock, proxy, host, port)
             return sock if tls is None else tls.wrap_socket(sock, server_hostname=host)

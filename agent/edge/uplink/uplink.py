@@ -20,9 +20,7 @@ Rules:
 """
 
 import logging
-import os
 import random
-import select
 import threading
 import time
 from collections import deque
@@ -44,6 +42,7 @@ from agent.edge.uplink.value import (
     UplinkConfig,
     UplinkEvent,
 )
+from agent.edge.uplink.wake import Wake
 
 MOVE_S = 5.0  # The thread moves at least this often.
 ATTEMPT_S = 60.0  # A name lookup cannot be interrupted; so long it counts as moving.
@@ -68,13 +67,14 @@ class Uplink:
         self._config = config
         self._on_event = on_event
         self._messages = Messages(config.vehicle)
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waker = Wake()
         self._thread = threading.Thread(target=self._main, name="uplink", daemon=True)
         self._closing = False
         self._dead = False
         self._generation = 0  # Names the connection.
         self._server = Server(config)
         self._attempt_ns = 0
+        self._opening: Connection | None = None  # While TCP, proxy and TLS take their time.
         self._moved_ns = time.monotonic_ns()
         self._news: deque[UplinkEvent] = deque()  # Told outside the lock.
         self._lock = threading.Lock()  # Guards the three below, and closing the descriptor.
@@ -122,15 +122,16 @@ class Uplink:
             timeout_s: How long to wait for the broker, or for a name lookup.
         """
         self._closing = True
+        if (opening := self._opening) is not None:
+            opening.cut()
         self._wake()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         with self._lock:
             if self._connection is not None:
                 self._connection.cut()
-            if not self._thread.is_alive() and self._wake_fd >= 0:
-                os.close(self._wake_fd)
-                self._wake_fd = -1
+            if not self._thread.is_alive():
+                self._waker.close()
 
     def room(self) -> int:
         """Return how many more envelopes may be published now; 0 without a connection."""
@@ -277,8 +278,7 @@ class Uplink:
 
     def _wake(self) -> None:
         with self._lock:
-            if self._wake_fd >= 0:
-                os.eventfd_write(self._wake_fd, 1)
+            self._waker.set()
 
     def _main(self) -> None:
         try:
@@ -349,9 +349,11 @@ class Uplink:
 
     def _open(self, connection: Connection, *, retained_again: bool) -> None:
         self._attempt_ns = time.monotonic_ns()
+        self._opening = connection
         try:
             connection.open(retained_again=retained_again)
         finally:
+            self._opening = None
             self._attempt_ns = 0
 
     def _turn(self, connection: Connection, deadline_ns: int) -> None:
@@ -374,8 +376,8 @@ class Uplink:
             elif connection.came_up:
                 raise ConnectionEnded("cut")
         self._tell()
-        connection.step(self._wake_fd, wait_s)
-        self._drain_wake()
+        connection.step(self._waker.fd, wait_s)
+        self._waker.clear()
         self._tell()
 
     def _leave(self, connection: Connection) -> None:
@@ -390,8 +392,8 @@ class Uplink:
         connection.leave()
         until_ns = time.monotonic_ns() + NS_PER_S
         while time.monotonic_ns() < until_ns:
-            connection.step(self._wake_fd, 0.1)
-            self._drain_wake()
+            connection.step(self._waker.fd, 0.1)
+            self._waker.clear()
 
     def _tell(self, more: Iterable[UplinkEvent] = ()) -> None:
         self._news.extend(more)
@@ -416,13 +418,6 @@ class Uplink:
 
     def _pause(self, wait_s: float) -> None:
         until_ns = time.monotonic_ns() + int(wait_s * NS_PER_S)
-        poll = select.poll()
-        poll.register(self._wake_fd, select.POLLIN)
         while not self._closing and (now_ns := time.monotonic_ns()) < until_ns:
             self._moved_ns = now_ns
-            poll.poll(min(MOVE_S * 1000, (until_ns - now_ns) / 1_000_000 + 1))
-            self._drain_wake()
-
-    def _drain_wake(self) -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
+            self._waker.wait(min(MOVE_S, (until_ns - now_ns) / NS_PER_S + 0.001))
