@@ -190,6 +190,66 @@ def test_less_is_no_more_and_what_was_collected_under_more_is_named(
     assert narrowed(parse(example()), parse(after), catalogue()) == lost
 
 
+def test_one_of_several_sets_that_may_be_joined_is_less() -> None:
+    sets = [["read_location", "read_speedometer"], ["read_speedometer", "read_odometer"]]
+
+    assert grew(changed(of_grant(0, combine=sets)), example()) == {}
+
+
+def window(days: str, start: str, end: str, zone: str = "Europe/Berlin") -> Document:
+    return {"days": days, "from": start, "to": end, "tz": zone}
+
+
+def aggregate(window_s: int, *functions: str) -> Document:
+    return {"aggregate": {"window_s": window_s, "fn": list(functions)}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({}, {"windows": [window("1-5", "07:00", "19:00")]}, ()),
+        ({"windows": [window("1-5", "07:00", "19:00")]}, {}, ("windows",)),
+        (
+            {"windows": [window("1-5", "07:00", "19:00")]},
+            {"windows": [window("1,3", "07:00", "12:00"), window("5", "12:00", "19:00")]},
+            (),
+        ),
+        (
+            {"windows": [window("1-5", "07:00", "19:00")]},
+            {"windows": [window("1-5", "07:00", "19:01")]},
+            ("windows",),
+        ),
+        (
+            {"windows": [window("1-5", "07:00", "19:00")]},
+            {"windows": [window("1-5", "09:00", "12:00", "Europe/Paris")]},
+            ("windows",),
+        ),
+        (
+            {"windows": [window("5", "22:00", "06:00")]},
+            {"windows": [window("6", "00:00", "06:00")]},
+            (),
+        ),
+        ({}, aggregate(60, "last"), ("aggregate",)),
+        ({}, aggregate(5, "last"), ("min_interval_s", "aggregate")),
+        (aggregate(60, "last"), {}, ("min_interval_s", "aggregate")),
+        (aggregate(60, "max", "last"), aggregate(120, "last"), ()),
+        (aggregate(60, "max"), aggregate(120, "max", "last"), ("aggregate",)),
+        (aggregate(60, "max"), aggregate(90, "max"), ("aggregate",)),
+        (aggregate(60, "max"), aggregate(30, "max"), ("aggregate",)),
+    ],
+)
+def test_hours_and_aggregates_are_more_where_they_tell_more(
+    before: Document, after: Document, words: tuple[str, ...]
+) -> None:
+    expected = {("gr_01JD", "read_odometer"): words} if words else {}
+
+    found = grew(
+        changed(of_scope("read_odometer", **before)), changed(of_scope("read_odometer", **after))
+    )
+
+    assert found == expected
+
+
 def test_another_recipient_is_both_more_and_less() -> None:
     after = changed(of_grant(0, recipient="insurer"))
 
