@@ -42,6 +42,7 @@ bench: venv ## Measure speed and size against cantools and JSON.
 	$(BIN)/python -m tests.bench.bench_pipeline --captures $(CAPTURES)
 	$(BIN)/python -m tests.bench.bench_ledger
 	$(BIN)/python -m tests.bench.bench_spool
+	$(BIN)/python -m tests.bench.bench_revocation
 
 test-long: venv ## Kill the vehicle a thousand times, with its broker, and account for every envelope.
 	$(BIN)/python -m tests.crash --kills $(or $(KILLS),1000) --seed $(or $(SEED),1) --report docs/reports/crash.md
