@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from agent.core.aggregate import Function, reason_impossible, result_of
 from agent.core.binding import Bound
+from agent.core.catalogue import Catalogue
 from agent.core.policy import Detail, Grant
 from agent.core.transform import INTEGER_RANGES
 
@@ -87,6 +88,16 @@ def takes_of(grant: Grant, detail: Detail, bounds: list[Bound]) -> tuple[list[Ta
         is_a_value = fn not in (Function.MEAN, Function.COUNT)
         takes.append(made if is_a_value else replace(made, scale=1, offset=0))
     return takes, impossible
+
+
+def once_paths(grant: Grant, catalogue: Catalogue) -> frozenset[str]:
+    """Return the paths of a grant that are given once, whether or not a plan gives them now."""
+    return frozenset(
+        signal.path
+        for detail in grant.details
+        if detail.constraints.once
+        for signal in catalogue.scopes[detail.scope].signals
+    )
 
 
 def _take(grant: Grant, detail: Detail, bounds: list[Bound]) -> Take:
