@@ -1,9 +1,9 @@
 """`make bench`: the spool, and the uplink against paho's own publish, in one run.
 
 Prints envelopes/s stored, bytes written to disk for each (as the process and as the block layer
-count them), how long the erasure of a full spool takes, and envelopes/s drained through a real
-broker with TLS against paho publishing the same payloads with the same window. Machines are shared
-and noisy: what counts are the ratios inside one run.
+count them), how long the erasure of a full spool takes, and envelopes/s and memory of a catch-up
+after an outage, through a real broker with TLS, against paho publishing the same payloads with the
+same window. Machines are shared and noisy: what counts are the ratios inside one run.
 """
 
 import argparse
@@ -72,10 +72,13 @@ def drain(folder: Path, count: int) -> None:
         config = tls_config(
             broker.port, "veh-1", pki.vehicle("veh-1"), window=WINDOW, max_rate_per_s=1e5
         )
+        before = resident()
         ours = count / drained(store, Uplink, config)
+        grown = resident() - before
         files = pki.vehicle("veh-2")
         theirs = count / published(broker.port, context(files), count)
     print(f"uplink: {ours:,.0f} envelopes/s from spool to PUBACK, window {WINDOW}")
+    print(f"uplink: {grown / 1e6:.1f} MB more resident after the catch-up of {count:,}")
     print(f"paho alone: {theirs:,.0f} publishes/s; ours is {ours / theirs:.2f} of it")
 
 
@@ -167,6 +170,12 @@ def written() -> tuple[int, int]:
     lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     found = {name: int(value) for name, _, value in (line.partition(": ") for line in lines)}
     return found["wchar"], found["write_bytes"]
+
+
+def resident() -> int:
+    """Return the resident memory of this process in bytes (proc(5))."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":
