@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
 
-.PHONY: help venv demo test test-long test-unit check format lock bench test-matrix test-vm bench-vm wheel clean
+.PHONY: help venv demo test test-long fuzz test-unit check format lock bench test-matrix test-vm bench-vm wheel clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -46,6 +46,9 @@ bench: venv ## Measure speed and size against cantools and JSON.
 
 test-long: venv ## Kill the vehicle a thousand times, with its broker, and account for every envelope.
 	$(BIN)/python -m tests.crash --kills $(or $(KILLS),1000) --seed $(or $(SEED),1) --report docs/reports/crash.md
+
+fuzz: venv ## Mutate a million documents, envelopes, files and frames, sign them again, and judge what is taken.
+	$(BIN)/python -m tests.fuzz --executions $(or $(EXECUTIONS),1100000) --seed $(or $(SEED),1) --report docs/reports/fuzz.md
 
 bench-vm: venv ## Measure reading a full bus against candump and python-can, in the guest.
 	@tests/vm/run qemu bench

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from agent.core import cbor
 from agent.core.ack import Ack, parse_ack
-from agent.core.cbor import malformed
+from agent.core.cbor import is_count, malformed
 from agent.core.codec import MAX_PLAINTEXT_BYTES, decode
 from agent.core.cose import LABEL_ALG, LABEL_KID, DevicePublicKey, verify1
 from agent.core.model import Batch, Column, Sample
@@ -219,16 +219,17 @@ def _header(value: Any) -> Header:
     if not isinstance(value, dict) or set(value) != {"v", "dk", "g", "r", "n", "p", "t", "c", "a"}:
         raise malformed("H has other members than it should")
     texts, counts = (value["v"], value["dk"], value["g"]), (value["r"], value["n"], value["c"])
-    if not (all(isinstance(text, str) for text in texts) and all(map(_is_count, counts))):
+    if not (all(isinstance(text, str) for text in texts) and all(map(is_count, counts))):
         raise malformed("a member of H has the wrong type")
     pairs = (value["p"], value["t"], value["a"])
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise malformed("a member of H is no pair")
     numbers = (*value["p"], value["a"][0])
     root = value["a"][1]
-    if not (all(map(_is_count, numbers)) and isinstance(root, bytes) and len(root) == _ROOT_BYTES):
+    if not (all(map(is_count, numbers)) and isinstance(root, bytes) and len(root) == _ROOT_BYTES):
         raise malformed("a member of H has the wrong type")
-    if not all(isinstance(second, int) and not isinstance(second, bool) for second in value["t"]):
+    # Times before 1970 are negative: only their size is that of a count.
+    if not all(type(second) is int and is_count(abs(second)) for second in value["t"]):
         raise malformed("the times of H are whole seconds")
     return Header(
         vehicle=value["v"],
@@ -244,7 +245,3 @@ def _header(value: Any) -> Header:
         ledger_size=value["a"][0],
         ledger_root=root,
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.core import cbor
-from agent.core.cbor import malformed
+from agent.core.cbor import is_count, malformed
 from agent.core.cose import DeviceKey, sign1
 
 TYPE = "consent-ack"
@@ -100,7 +100,7 @@ def parse_ack(payload: bytes) -> Ack:
     if not (
         all(isinstance(value[name], str) for name in ("v", "o", "e"))
         and value["o"] in OUTCOMES
-        and all(_is_count(value[name]) for name in ("t", "n", "d"))
+        and all(is_count(value[name]) for name in ("t", "n", "d"))
         and _is_digest(value["h"])
         and _is_counts(value["p"])
         and _is_counts(value["b"])
@@ -132,17 +132,13 @@ def parse_ack(payload: bytes) -> Ack:
     )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
 def _is_digest(value: Any) -> bool:
     return isinstance(value, bytes) and len(value) == 32
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _is_count(value[0])
+    return isinstance(value, list) and len(value) == 2 and is_count(value[0])
 
 
 def _is_counts(value: Any) -> bool:
-    return _is_pair(value) and _is_count(value[1])
+    return _is_pair(value) and is_count(value[1])

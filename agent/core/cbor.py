@@ -1,9 +1,10 @@
 """Deterministic CBOR: one value, one spelling (RFC 8949 section 4.2.1).
 
 Rules:
- * Only null, booleans, integers, IEEE doubles, text, bytes, arrays, maps with integer or text keys,
-   and tags exist. Integers beyond 64 bits are bignums (tags 2 and 3); floats take the shortest of
-   the three widths that keeps the value; NaN is f97e00, so one NaN cannot be told from another.
+ * Only null, booleans, integers, IEEE doubles, text, bytes, arrays, maps with integer or text
+   keys, and tags exist. Integers beyond 64 bits are bignums (tags 2 and 3, 64 bytes at most).
+   Floats take the shortest of the three widths that keeps the value; NaN is f97e00, so one NaN
+   cannot be told from another.
  * `decode` accepts a spelling only if `encode` would write it: no longer heads, no indefinite
    lengths, keys ascending and once, no trailing bytes. So no two byte strings mean the same, and
    a flipped bit cannot hide in a spelling.
@@ -21,11 +22,13 @@ from cbor2 import CBORTag
 
 from agent.errors import EnvelopeRejected
 
+MAX_COUNT = 2**63 - 1  # CDDL's uint would be one bit more, which neither SQLite nor Java holds.
 MAX_DEPTH = 8  # The deepest value of ours, COSE_Encrypt, nests 6.
 
 _UINT, _NINT, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _POSITIVE_BIGNUM, _NEGATIVE_BIGNUM = 2, 3
 _BIGNUM_BYTES = 9  # Shortest bignum: what fits 64 bits is written as an integer.
+_MAX_BIGNUM_BYTES = 64  # No value of ours needs more than 9; Python writes no text of 2,000 bytes.
 _WIDTHS = {24: 1, 25: 2, 26: 4, 27: 8}  # Additional information → bytes of the argument.
 _FLOATS = {25: ">e", 26: ">f", 27: ">d"}
 _SIMPLE_VALUES = {20: False, 21: True, 22: None}
@@ -52,6 +55,11 @@ def decode(data: bytes) -> Any:
     if reader.at != len(data):
         raise malformed(f"{len(data) - reader.at} bytes stand behind the CBOR value")
     return value
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is an integer from 0 to MAX_COUNT; booleans and bignums are none."""
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 def malformed(fault: str) -> EnvelopeRejected:
@@ -164,5 +172,7 @@ class _Reader:
             return CBORTag(number, content)
         if type(content) is not bytes or len(content) < _BIGNUM_BYTES or not content[0]:
             raise malformed("CBOR bignum is not the shortest")
+        if len(content) > _MAX_BIGNUM_BYTES:
+            raise malformed(f"CBOR bignum has more than {_MAX_BIGNUM_BYTES} bytes")
         magnitude = int.from_bytes(content)
         return magnitude if number == _POSITIVE_BIGNUM else -1 - magnitude

@@ -10,10 +10,9 @@ Rules:
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from agent.core import cbor
-from agent.core.cbor import malformed
+from agent.core.cbor import is_count, malformed
 from agent.core.cose import DeviceKey, sign1
 from agent.core.merkle import HASH_BYTES
 
@@ -70,7 +69,7 @@ def parse_checkpoint(payload: bytes) -> Checkpoint:
         raise malformed("not a checkpoint")
     if not (
         all(isinstance(value[name], str) for name in ("v", "b"))
-        and all(_is_count(value[name]) for name in ("g", "s", "t"))
+        and all(is_count(value[name]) for name in ("g", "s", "t"))
         and isinstance(value["r"], bytes)
         and len(value["r"]) == HASH_BYTES
     ):
@@ -83,7 +82,3 @@ def parse_checkpoint(payload: bytes) -> Checkpoint:
         time_s=value["t"],
         boot_id=value["b"],
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

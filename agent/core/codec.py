@@ -8,7 +8,8 @@ Rules:
    column is checked value by value, else its floats are written as they are.
  * A time column stands once and is shared only by columns with identical sample times.
  * What arrives is not trusted: the size is bounded before anything is unpacked, samples are
-   counted before they are built, and whatever the CDDL does not describe is refused.
+   counted and long integers are weighed before they are built, and whatever the CDDL does not
+   describe is refused.
 
     codec 1 LZMA (.lzma) around CBOR
     batch   {t: [+ times], c: [+ column]}
@@ -54,6 +55,8 @@ _LZMA: Final = {
 }
 _LZMA_MEMORY_BYTES = 4 << 20  # What a hostile head may ask for.
 _EXACT = 2**53  # Integers below are doubles too, so every reader computes the same float.
+_TIME_BITS = 55  # Of a difference between two periods of times below 2^53.
+_WIDE_BITS = 128  # Integers of datatypes have 64; a list of these is no larger than one of floats.
 _MAX_DIGITS = 9
 _MINUS_ZERO = -(2**63)  # The bits of -0.0, read as a signed integer.
 _VALUE_TYPES = {bool, int, float, str}
@@ -265,11 +268,14 @@ def _times(raw: Any) -> tuple[int, ...]:
     numbers = _integers(raw)
     if len(numbers) == 2:
         raise malformed("a time column has a period and no deviation from it")
+    beyond = malformed("a sample time lies beyond 2^53 ms")
+    if _widest(numbers) > _TIME_BITS:
+        raise beyond
     first, *rest = numbers
     steps = [rest[0] + deviation for deviation in rest[1:]]
     times = tuple(accumulate(steps, initial=first))
     if max(map(abs, times)) >= _EXACT:
-        raise malformed("a sample time lies beyond 2^53 ms")
+        raise beyond
     return times
 
 
@@ -339,7 +345,7 @@ def _values(entry: dict[str, Any], count: int) -> tuple[tuple[Value, ...], float
         return _checked([entry["c"]]) * count, 1, 0
     if "v" in entry:
         return _checked(_list(entry["v"])), 1, 0
-    numbers = list(accumulate(_integers(entry["n"])))
+    numbers = _sums(_integers(entry["n"]))
     if "k" in entry:
         return _looked_up(numbers, _list(entry["k"])), 1, 0
     if "m" not in entry and "e" not in entry:
@@ -354,6 +360,18 @@ def _values(entry: dict[str, Any], count: int) -> tuple[tuple[Value, ...], float
         raise malformed(f"digits of a column are not 0 to {_MAX_DIGITS}")
     power = 10**digits
     return tuple([n / power for n in numbers]), 1 / power, 0
+
+
+def _sums(changes: list[int]) -> list[int]:
+    """Return the running sums. A long integer and many zeros are few bytes, their sums are not."""
+    bits = _widest(changes) + len(changes).bit_length()
+    if bits > _WIDE_BITS and bits * len(changes) > 8 * MAX_PLAINTEXT_BYTES:
+        raise _too_large(f"integers of a column take more than {MAX_PLAINTEXT_BYTES} bytes")
+    return list(accumulate(changes))
+
+
+def _widest(integers: list[int]) -> int:
+    return max(max(integers).bit_length(), min(integers).bit_length())
 
 
 def _checked(values: list[Any]) -> tuple[Value, ...]:

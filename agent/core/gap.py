@@ -9,10 +9,9 @@ Rules:
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from agent.core import cbor
-from agent.core.cbor import malformed
+from agent.core.cbor import is_count, malformed
 from agent.core.cose import DeviceKey, sign1
 
 TYPE = "consent-gap"
@@ -74,10 +73,10 @@ def parse_gap(payload: bytes) -> Gap:
     if not (
         all(isinstance(value[name], str) for name in ("v", "dk", "g", "w"))
         and value["w"] in REASONS
-        and _is_count(value["t"])
+        and is_count(value["t"])
         and isinstance(numbers, list)
         and len(numbers) == 2
-        and all(_is_count(number) for number in numbers)
+        and all(is_count(number) for number in numbers)
         and 1 <= numbers[0] <= numbers[1]
     ):
         raise malformed("a member of the record of a gap has the wrong type or value")
@@ -90,7 +89,3 @@ def parse_gap(payload: bytes) -> Gap:
         why=value["w"],
         time_s=value["t"],
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

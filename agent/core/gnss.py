@@ -33,7 +33,7 @@ class Sentence:
     Attributes:
         time_ms: UTC time of day, ms.
         day: Days since the epoch.
-        fix: Quality as in GGA; 0: no fix.
+        fix: Quality as in GGA; 0, or a number below, which no receiver may send: no fix.
         latitude: Degrees, north positive.
         longitude: Degrees, east positive.
         altitude_m: Above mean sea level.
@@ -54,6 +54,7 @@ class Sentence:
     satellites: int | None = None
 
 
+_PLACE = {"latitude", "longitude"}
 _NAMES = tuple(field.name for field in fields(Sentence))
 
 
@@ -89,9 +90,11 @@ class Rounds:
             return ended  # It belongs to no round, or to one that was closed already.
         if begins:
             self._t_ns = t_ns
+        has_place = sentence.latitude is not None and sentence.longitude is not None
         for name in _NAMES:
             value = getattr(sentence, name)
-            if value is not None:
+            # Half a place, with the other half of another sentence, is one that nobody told.
+            if value is not None and (has_place or name not in _PLACE):
                 # What was said first counts: a sentence without a time may be the next round's.
                 self._said.setdefault(name, value)
         if sentence.fix is not None:
@@ -106,7 +109,7 @@ class Rounds:
         self._said, self._fixes = {}, []
         time_ms = said.get("time_ms")
         self._given = None if time_ms is None else int(time_ms)
-        has_fix = bool(fixes) and all(fixes)
+        has_fix = bool(fixes) and min(fixes) > 0
         if not has_fix:
             self.without_fix += 1
             said = {name: said[name] for name in ("satellites",) if name in said}
@@ -133,7 +136,7 @@ def _payload(said: dict[str, float], fix: int) -> bytes:
     return _LAYOUT.pack(
         min(fix, 255),
         valid,
-        min(int(said.get("satellites", 0)), 255),
+        min(max(int(said.get("satellites", 0)), 0), 255),
         *(value or 0 for value in values[:4]),
         (values[4] or 0) % 36_000,
         *(value or 0 for value in values[5:]),

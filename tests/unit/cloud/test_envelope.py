@@ -163,6 +163,25 @@ def test_any_signed_bytes_are_refused_in_our_words(payload: bytes) -> None:
     assert refused(sign1(payload, device())).reason == "malformed"
 
 
+@pytest.mark.parametrize("name", ["rev", "n", "epoch", "ver", "ledger_size", "from_s", "to_s"])
+def test_a_number_of_h_that_no_database_holds_is_refused(name: str) -> None:
+    numbers: dict[str, Any] = {name: (1 << 63) - 1}
+    assert opened(envelope(**numbers))
+
+    for number in (1 << 63, 1 << 200):
+        numbers[name] = number
+        assert refused(envelope(**numbers)).reason == "malformed"
+
+
+def test_a_value_too_long_to_be_printed_is_refused() -> None:
+    for digits, fits in ((100, True), (5_000, False)):
+        made = envelope(batch(column((10**digits,))))
+        if fits:
+            assert opened(made)
+        else:
+            assert refused(made).reason == "malformed"
+
+
 def test_the_plaintext_is_unpacked_only_to_a_limit() -> None:
     made = batch(column(tuple(range(100_000))))
 

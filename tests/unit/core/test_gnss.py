@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,20 @@ def test_what_cannot_be_true_is_absent() -> None:
 
 def test_half_a_position_is_none() -> None:
     assert "Latitude" not in round_of(Sentence(time_ms=1000, fix=1, latitude=1.0))
+
+
+def test_halves_of_two_places_make_none() -> None:
+    north = Sentence(time_ms=1, fix=1, latitude=1.0)
+    south = Sentence(time_ms=1, fix=1, latitude=-1.0, longitude=2.0)
+    east = Sentence(time_ms=1, fix=1, longitude=2.0)
+
+    assert round_of(north, south)["Latitude"] == -1.0
+    assert "Latitude" not in round_of(north, east)
+
+
+def test_numbers_below_zero_are_no_fix_and_no_satellites() -> None:
+    assert round_of(replace(POSITION, satellites=-1))["Satellites"] == 0
+    assert "Latitude" not in round_of(replace(POSITION, fix=-1))
 
 
 def test_a_course_of_360_is_north() -> None:
