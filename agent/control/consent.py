@@ -268,7 +268,7 @@ class Consent:
         kept = self._store.document(_TRUST)
         if kept == token:
             return Received(verified.typ, None, before)
-        trust = renewed(self._trust, document)
+        trust = renewed(self._trust_file, document, above=self._trust.ver)
         self._store.keep_document(_TRUST, token)
         self._trust = trust
         with suppress(PolicyRejected):  # Nothing is granted then until a policy comes that holds.
