@@ -57,8 +57,8 @@ test-matrix: ## Run the unit tests on every installed Python of 3.11, 3.12, 3.13
 	@scripts/test-matrix $(PYTEST_ARGS)
 
 test-vm: venv ## Run the tests that need a kernel with CAN and systemd, in a guest (root builds it once).
-	@tests/vm/run uml $(PYTEST_ARGS)
-	@tests/vm/run qemu $(PYTEST_ARGS)
+	@failed=0; for engine in uml qemu; do \
+	  tests/vm/run $$engine $(PYTEST_ARGS) || failed=1; done; exit $$failed
 
 wheel: venv ## Build the wheel into dist.
 	@$(BIN)/python -m hatchling build -t wheel
