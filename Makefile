@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 CAPTURES := $(or $(CONSENTRY_CAPTURES),../shared/data)
 
-.PHONY: help venv demo test test-long fuzz test-unit check format lock bench test-matrix test-vm bench-vm wheel clean
+.PHONY: help venv demo test test-long fuzz test-unit check format lock bench mutants test-matrix test-vm bench-vm wheel clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -49,6 +49,9 @@ test-long: venv ## Kill the vehicle a thousand times, with its broker, and accou
 
 fuzz: venv ## Mutate a million documents, envelopes, files and frames, sign them again, and judge what is taken.
 	$(BIN)/python -m tests.fuzz --executions $(or $(EXECUTIONS),1100000) --seed $(or $(SEED),1) --report docs/reports/fuzz.md
+
+mutants: venv ## Put small faults into the consent code; see whether a unit test notices.
+	nice $(BIN)/python tools/mutants.py --seed $(or $(SEED),1) --report docs/reports/mutants.md
 
 bench-vm: venv ## Measure reading a full bus against candump and python-can, in the guest.
 	@tests/vm/run qemu bench

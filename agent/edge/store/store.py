@@ -50,6 +50,10 @@ _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
+class _SpoolUnusable(StoreError):  # noqa: N818 - named for what is so, as in agent.errors
+    """The spool cannot be opened, or has not followed the consent."""
+
+
 class Store(ConsentFile):
     """The state directory, open. A context manager; closing twice is harmless."""
 
@@ -431,19 +435,20 @@ class Store(ConsentFile):
         """Return the spool once it has followed.
 
         Raises:
-            StoreError: It cannot be opened, or has not.
+            _SpoolUnusable: It cannot be opened, or has not.
         """
         if self._is_behind:
             self._follow(0)
         if self._spool is None or self._is_behind:
-            reason = self._fault or "it has not followed the consent"
-            raise StoreError(f"the spool cannot be used: {reason}")
+            raise _SpoolUnusable(f"the spool cannot be used: {self._fault}")
         return self._spool
 
     def _read(self, step: Callable[[Spool], _Result], nothing: _Result) -> _Result:
         """Ask the spool; it has nothing to say while it cannot be used."""
         try:
             return self._guarded(step)
+        except _SpoolUnusable:
+            return nothing  # Why was told when it was tried.
         except StoreError as exc:
             self._tell(exc)
             return nothing

@@ -179,3 +179,62 @@ def test_what_was_taken_once_stays_taken_over_a_new_plan() -> None:
 
     assert not still_once.offer(100, 1)
     assert not_once.offer(100, 1)
+
+
+def test_an_equal_value_is_a_sample_where_changes_do_not_count() -> None:
+    sampler = Sampler(10, on_change=False, once=False)
+
+    answers = [sampler.offer(t, 1) for t in (0, 9, 10)]
+
+    assert answers == [True, False, True]
+    assert (sampler.thinned, sampler.thinned_ns) == (1, 9)
+
+
+def test_it_is_known_when_a_value_was_let_go_last() -> None:
+    """A change that is held was not let go yet; one that another takes the place of was."""
+    sampler = Sampler(10, on_change=True, once=False)
+    sampler.offer(0, 1)
+    seen = []
+
+    for t, value in [(1, 2), (2, 3), (3, 1), (4, 1)]:
+        sampler.offer(t, value)
+        seen.append((sampler.holds, sampler.thinned, sampler.thinned_ns))
+
+    assert seen == [(True, 0, None), (True, 1, 2), (False, 3, 3), (False, 4, 4)]
+
+
+def test_an_unchanged_grant_compares_with_its_last_sample_over_a_new_plan() -> None:
+    """A changed one forgets it: what it takes first is a sample, also an equal one."""
+    before = Sampler(10, on_change=True, once=False)
+    before.offer(0, 1)
+    before.offer(1, 1)
+    same, changed = (Sampler(10, on_change=True, once=False) for _ in range(2))
+
+    same.go_on_after(before, keep_last=True, keep_held=True)
+    changed.go_on_after(before, keep_last=False, keep_held=False)
+
+    assert (same.thinned, same.thinned_ns) == (1, 1)
+    assert [sampler.offer(20, 1) for sampler in (same, changed)] == [False, True]
+
+
+def test_a_value_that_is_not_compared_with_is_not_kept() -> None:
+    """Minimisation: nothing in the process remembers more than the rule needs."""
+    compared, counted = (Sampler(0, on_change=on, once=False) for on in (True, False))
+    compared.offer(0, 1)
+    counted.offer(0, 1)
+    after = Sampler(0, on_change=False, once=False)
+    after.go_on_after(compared, keep_last=True, keep_held=True)
+
+    assert (compared._last, counted._last, after._last) == (1, None, None)
+
+
+def test_what_was_used_up_holds_no_value_over_a_new_plan() -> None:
+    before = Sampler(0, on_change=True, once=True)
+    before.offer(0, 1)
+    after = Sampler(0, on_change=True, once=True)
+
+    after.go_on_after(before, keep_last=True, keep_held=True)
+
+    assert not after.on_change
+    assert not after.offer(1, 2)
+    assert not after.holds

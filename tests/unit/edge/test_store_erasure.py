@@ -1,0 +1,206 @@
+"""Erasing while grants live: the policy has expired, somebody at the vehicle asks; and looking."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.edge.store import (
+    ClassLimit,
+    LiveGrant,
+    Purged,
+    SpoolLimits,
+    SpoolTally,
+    Store,
+    Tally,
+)
+from agent.errors import StoreError
+from tests.unit.edge.test_store import filled, policy, put, traces, with_grants
+
+SECRET = bytes(range(200))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def store(directory: Path) -> Iterator[Store]:
+    with Store.open(directory) as opened:
+        yield opened
+
+
+def noted(store: Store) -> list[tuple[str, int, int, str, int]]:
+    return [(g.grant_id, g.first_n, g.last_n, g.why, g.at_ns) for g in store.gaps(99)]
+
+
+def test_what_an_expired_policy_left_is_erased_each_time_and_without_traces(
+    store: Store, directory: Path
+) -> None:
+    """Each time another generation: a spool that missed one must notice that it did."""
+    with_grants(store, "gr_a")
+
+    for ver in (2, 3, 4):
+        put(store, "gr_a", SECRET)
+
+        purged = store.suspend()
+
+        assert purged == Purged(erased={"gr_a": Tally(1, 200)}, scrubbed=True)
+        assert traces(directory, [SECRET]) == []
+        assert store.number("spool_erasures") == ver - 1
+        store.apply_policy(policy(ver), [LiveGrant("gr_a", 1)], [], 0)
+
+
+def test_suspending_twice_changes_nothing_the_second_time(store: Store) -> None:
+    with_grants(store, "gr_a")
+    store.suspend()
+
+    assert store.suspend() == Purged()
+    assert store.number("spool_erasures") == 1
+
+
+@pytest.mark.parametrize("state", ["active", "paused"])
+def test_suspending_makes_grants_pending_though_nothing_waits(store: Store, state: str) -> None:
+    with_grants(store, "gr_a")
+    store.set_grant_state("gr_a", state)  # type: ignore[arg-type] # drawn
+
+    store.suspend()
+
+    assert [grant.state for grant in store.live_grants()] == ["pending"]
+
+
+def test_suspending_empties_the_spool_of_grants_that_pend_already(store: Store) -> None:
+    with_grants(store, "gr_a")
+    put(store, "gr_a")
+    store.set_grant_state("gr_a", "pending")
+
+    assert store.suspend().erased == {"gr_a": Tally(1, 6)}
+    assert store.counts() == {}
+
+
+def test_a_spool_set_aside_goes_with_an_erasure_under_living_grants(directory: Path) -> None:
+    filled(directory)
+    with (directory / "spool.db").open("r+b") as file:
+        file.write(b"\xa5" * 4096)
+    with Store.open(directory) as store:
+        assert list(directory.glob("*corrupt*")) != []
+
+        assert store.suspend().scrubbed
+        assert list(directory.glob("*corrupt*")) == []
+
+
+def test_one_grant_or_all_are_erased_on_request_and_consent_stays(
+    store: Store, directory: Path
+) -> None:
+    with_grants(store, "gr_a", "gr_b", "gr_c")
+    for grant_id in ("gr_a", "gr_a", "gr_b"):
+        put(store, grant_id, SECRET)
+
+    assert store.purge("gr_a", 7) == {"gr_a": Tally(2, 400)}
+    assert store.counts() == {"gr_b": Tally(1, 200)}
+    assert [row.grant_id for row in store.pending(9)] == ["gr_b"]
+    assert store.purge(None, 8) == {"gr_b": Tally(1, 200)}
+    assert store.purge(None, 9) == {}
+
+    assert store.counts() == {}
+    assert noted(store) == [("gr_a", 1, 2, "erased", 7), ("gr_b", 1, 1, "erased", 8)]
+    assert traces(directory, [SECRET]) == []
+    assert len(store.live_grants()) == 3
+    assert put(store, "gr_a") == 3
+
+
+def test_what_waits_is_told_per_grant_with_numbers_and_times(store: Store) -> None:
+    with_grants(store, "gr_b", "gr_a")
+    put(store, "gr_b", b"12345", created_ns=20, expires_ns=70)
+    put(store, "gr_b", b"1234", created_ns=10, expires_ns=60)
+    put(store, "gr_a", b"123", created_ns=30, expires_ns=50)
+    store.set_grant_state("gr_a", "paused")
+
+    assert store.tallies() == (
+        SpoolTally("gr_a", 1, "paused", 1, 3, 1, 1, 30, 30, 50),
+        SpoolTally("gr_b", 1, "active", 2, 9, 1, 2, 10, 20, 60),
+    )
+    assert [(row.grant_id, row.n, row.envelope) for row in store.each()] == [
+        *(("gr_b", 1, b"12345"), ("gr_b", 2, b"1234"), ("gr_a", 1, b"123"))
+    ]
+
+
+def test_a_number_that_was_given_twice_is_a_fault(directory: Path) -> None:
+    filled(directory)
+    with Store.open(directory) as store:
+        assert store.faults() == ()
+    db = sqlite3.connect(directory / "spool.db")
+    db.execute("UPDATE spool SET n = 1")
+    db.commit()
+    db.close()
+    with Store.open(directory) as store:
+        assert any("has number 1 twice" in fault for fault in store.faults())
+
+
+def test_whoever_could_not_open_the_store_does_not_hold_it(directory: Path) -> None:
+    """While the error is being told, another may try."""
+    filled(directory)
+    db = sqlite3.connect(directory / "spool.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+    for _ in range(2):
+        try:
+            Store.open(directory)
+        except StoreError as exc:
+            assert "schema version 99" in exc.message  # noqa: PT017 - both live at once
+            with pytest.raises(StoreError, match="schema version 99"):
+                Store.open(directory)
+
+
+def test_what_a_crash_left_in_the_log_is_gone_when_the_store_is_opened(directory: Path) -> None:
+    """Between an erasure and the truncation of the log the process may die."""
+    with Store.open(directory) as store:
+        with_grants(store, "gr_a")
+        put(store, "gr_a", SECRET)
+        spool = store._spool
+        assert spool is not None
+        for row in store.pending(9):
+            spool._db.rows("DELETE FROM spool WHERE row_id = ?", row.row_id)
+        copies = {path: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+        assert traces(directory, [SECRET]) == [0]
+    for path, data in copies.items():
+        path.write_bytes(data)
+
+    with Store.open(directory):
+        assert traces(directory, [SECRET]) == []
+
+
+def test_an_envelope_fits_that_fills_the_last_byte_of_its_class(directory: Path) -> None:
+    limits = SpoolLimits(classes={"usage": ClassLimit(max_bytes=100)})
+    with Store.open(directory, limits=limits) as store:
+        live = [LiveGrant(name, 1, classes=("usage",)) for name in ("gr_a", "gr_b")]
+        store.apply_policy(policy(1), live, [], 0)
+        put(store, "gr_a", b"x" * 40)
+        put(store, "gr_b", b"x" * 60)
+
+        assert [row.grant_id for row in store.pending(9)] == ["gr_a", "gr_b"]
+        put(store, "gr_b", b"x")
+        assert store.counts() == {"gr_b": Tally(2, 61)}
+
+
+def test_a_spool_that_cannot_be_used_is_told_once_and_comes_back_by_itself(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried at every turn, so the log would be full of it."""
+    filled(directory)
+    (directory / "spool.db").rename(directory.parent / "kept")
+    (directory / "spool.db").mkdir()
+    with Store.open(directory) as store:
+        assert not store.scrub()
+        assert store.pending(9) == ()
+        assert store.counts() == {}
+        assert [r.message for r in caplog.records] == ["spool unusable"]
+        (directory / "spool.db").rmdir()
+        (directory.parent / "kept").rename(directory / "spool.db")
+
+        assert store.counts() == {"gr_a": Tally(40, store.counts()["gr_a"].size_bytes)}
+        assert store.scrub()
+        assert len(store.pending(99)) == 40
