@@ -414,6 +414,15 @@ class Agent:
                 envelopes=tally.envelopes,
                 bytes=tally.size_bytes,
             )
+        for grant_id, tally in self._store.take_evicted().items():
+            self.counts["evicted"] += tally.envelopes
+            self._journal.count(
+                now.now_ns,
+                "evicted",
+                grant=grant_id,
+                envelopes=tally.envelopes,
+                bytes=tally.size_bytes,
+            )
         self._journal.tick(now.now_ns, self._device)
         self.counts["ledger_lost"] = self._journal.lost
         self._tell_health(now)

@@ -15,8 +15,9 @@ from agent.control.journal import Journal
 from agent.core.codec import CODEC_ID, encode
 from agent.core.cose import DeviceKey
 from agent.core.model import NS_PER_S, Batch
-from agent.core.policy import DEFAULT_RETENTION_S
+from agent.core.policy import DEFAULT_RETENTION_S, Grant
 from agent.core.seal import Header, header_times, recipient_key, seal
+from agent.core.take import once_paths
 from agent.edge.store import Store
 from agent.errors import StoreError
 
@@ -90,7 +91,7 @@ class Sealer:
                 created_ns=now_ns,
                 expires_ns=now_ns + (grant.retention_s or DEFAULT_RETENTION_S) * NS_PER_S,
                 seal=sealed,
-                once=self._once_paths(batch),
+                once=self._once_paths(batch, grant),
             )
         except StoreError as exc:
             self._counts["dropped_store"] += 1
@@ -121,10 +122,6 @@ class Sealer:
             reason=reason,
         )
 
-    def _once_paths(self, batch: Batch) -> tuple[str, ...]:
-        once = {
-            take.path
-            for take in self._consent.plan.takes
-            if take.once and take.grant_id == batch.grant_id
-        }
+    def _once_paths(self, batch: Batch, grant: Grant) -> tuple[str, ...]:
+        once = once_paths(grant, self._consent.catalogue)
         return tuple(column.path for column in batch.columns if column.path in once)
