@@ -58,4 +58,4 @@ def _judge(line: bytes) -> Verdict:
     return Verdict(True, ACCEPTED)
 
 
-TARGETS = (Target("control line", _make, _judge, "strict JSON", weight=2, least_past=0.7),)
+TARGETS = (Target("control line", _make, _judge, "strict JSON", weight=2.1, least_past=0.7),)

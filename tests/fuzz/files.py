@@ -347,6 +347,6 @@ def _raw(field: Field, payload: bytes) -> int | float | None:
 
 
 TARGETS = (
-    Target("mapping", _make_mapping, _judge_mapping, "YAML or JSON", weight=0.9, least_past=0.75),
-    Target("DBC", _make_dbc, _judge_dbc, "statements", weight=1.2, least_past=0.55),
+    Target("mapping", _make_mapping, _judge_mapping, "YAML or JSON", weight=1.03, least_past=0.75),
+    Target("DBC", _make_dbc, _judge_dbc, "statements", weight=1.35, least_past=0.55),
 )

@@ -367,8 +367,8 @@ class _Naive:
 
 
 TARGETS = (
-    Target("frame", _make, _judge, "the gate: a frame that the plan names", weight=0.9),
+    Target("frame", _make, _judge, "the gate: a frame that the plan names", weight=1.0),
     Target(
-        "ISO-TP, J1939-TP", _make_transport, _judge_transport, "a frame of the protocol", weight=1.2
+        "ISO-TP, J1939-TP", _make_transport, _judge_transport, "a frame of the protocol", weight=1.0
     ),
 )

@@ -129,4 +129,4 @@ def _judge(data: bytes) -> Verdict:
     return Verdict(bool(said), ACCEPTED if valid else "no position")
 
 
-TARGETS = (Target("NMEA", _make, _judge, "checksum and sentence", weight=1.3, least_past=0.7),)
+TARGETS = (Target("NMEA", _make, _judge, "checksum and sentence", weight=1.25, least_past=0.7),)

@@ -392,14 +392,24 @@ def _coordinate(text: Any) -> bytes:
 def _check_p256(jwk: Any) -> None:
     said = _members(jwk, ("kty", "crv", "x", "y"))
     insist((said["kty"], said["crv"]) == ("EC", "P-256"), "another kind of key")
-    x, y = (int.from_bytes(_coordinate(said[name])) for name in "xy")
-    EllipticCurvePublicNumbers(x, y, SECP256R1()).public_key()
+    _check_p256_point(said["x"], said["y"])
+
+
+@cache
+def _check_p256_point(x: Any, y: Any) -> None:
+    numbers = (int.from_bytes(_coordinate(text)) for text in (x, y))
+    EllipticCurvePublicNumbers(*numbers, SECP256R1()).public_key()
 
 
 def _check_ed25519(jwk: Any) -> None:
     said = _members(jwk, ("kty", "crv", "x"))
     insist((said["kty"], said["crv"]) == ("OKP", "Ed25519"), "another kind of key")
-    point = _point(_coordinate(said["x"]))
+    _check_ed25519_point(said["x"])
+
+
+@cache
+def _check_ed25519_point(x: Any) -> None:
+    point = _point(_coordinate(x))
     for _ in range(3):
         point = _twice(point)
     insist(point != _ONE, "a point of small order")

@@ -31,6 +31,7 @@ TARGETS: dict[str, Target] = {
 HANG_S = 2.0  # Of processor time, so that a busy machine is no finding.
 MEMORY_BYTES = 512 << 20  # What one worker may take beside what it has when it begins.
 MAX_FINDINGS = 5  # Of a target; then it is over.
+TURNS = 12
 _BEAT = 500
 
 
@@ -137,6 +138,7 @@ def _work(
     folder: Path,
     until_s: float | None,
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError, ValueError):
         taken = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
         limit = taken + MEMORY_BYTES
@@ -158,35 +160,44 @@ def run_all(
     folder: Path,
     seconds: float | None = None,
 ) -> dict[str, Figures]:
-    """Run targets in processes of their own; return what was seen of each."""
-    total = {name: Figures() for name in names}
+    """Run targets in processes of their own; return what was seen of each.
+
+    Args:
+        names: Of the targets; they take turns, so that a run that is ended has seen all of them.
+        executions: Of all of them, by their weights.
+        seed: With target and number it makes the input.
+        workers: Processes.
+        folder: For findings.
+        seconds: When to end in any case.
+    """
     weights = sum(TARGETS[name].weight for name in names)
-    counts = {name: round(executions * TARGETS[name].weight / weights) + 1 for name in names}
-    until_s = None
-    began = time.monotonic()
+    counts = {name: -(-executions * TARGETS[name].weight // weights) for name in names}
+    turns = [
+        (name, int(counts[name] * turn // TURNS), int(counts[name] * (turn + 1) // TURNS))
+        for turn in range(TURNS)
+        for name in names
+    ]
+    until_s = None if seconds is None else time.monotonic() + seconds
     context = multiprocessing.get_context("fork")
-    groups = [names] if seconds is None else [[name] for name in names]
-    for group in groups:
-        if seconds is not None:
-            until_s = time.monotonic() + seconds / len(names)
-        pipes = []
-        for worker in range(workers):
-            ours, theirs = context.Pipe(duplex=False)
-            jobs = [
-                (name, range(worker, counts[name] if seconds is None else 2**62, workers))
-                for name in group
-            ]
-            process = context.Process(target=_work, args=(theirs, jobs, seed, folder, until_s))
-            process.start()
-            theirs.close()
-            pipes.append((ours, process))
-        _gather(pipes, total, sum(counts.values()) if seconds is None else None, began)
+    pipes = []
+    for worker in range(workers):
+        ours, theirs = context.Pipe(duplex=False)
+        jobs = [(name, range(first + worker, end, workers)) for name, first, end in turns]
+        arguments = (theirs, jobs, seed, folder, until_s)
+        process = context.Process(target=_work, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append((ours, process))
+    total = {name: Figures() for name in names}
+    try:
+        _gather(pipes, total, sum(end - first for _, first, end in turns))
+    except KeyboardInterrupt:
+        sys.stderr.write("ended before its time\n")
     return total
 
 
-def _gather(
-    pipes: list[tuple[Connection, Any]], total: dict[str, Figures], goal: int | None, began: float
-) -> None:
+def _gather(pipes: list[tuple[Connection, Any]], total: dict[str, Figures], goal: int) -> None:
+    began_s = time.monotonic()
     told_s = 0.0
     is_terminal = sys.stderr.isatty()
     while pipes:
@@ -198,15 +209,14 @@ def _gather(
                 process.join()
                 pipes.remove((pipe, process))
                 if process.exitcode:
-                    raise SystemExit(f"a worker ended with {process.exitcode}") from None
+                    raise SystemExit(f"error: a worker ended with {process.exitcode}") from None
                 continue
             total[name].add(figures)
             done = sum(figures.executions for figures in total.values())
-            now_s = time.monotonic() - began
+            now_s = time.monotonic() - began_s
             if now_s - told_s > (1 if is_terminal else 30):
                 told_s = now_s
-                of = "" if goal is None else f" of {goal:,}"
-                line = f"{done:,}{of} executions, {now_s:.0f} s, {name}"
+                line = f"{done:,} of {goal:,} executions, {now_s:.0f} s, {name}"
                 sys.stderr.write(f"\r{line}\033[K" if is_terminal else f"{line}\n")
     if is_terminal:
         sys.stderr.write("\r\033[K")
@@ -283,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--target", action="append", choices=sorted(TARGETS), metavar="NAME")
     parser.add_argument("--executions", type=int, default=20_000, help="of all targets together")
-    parser.add_argument("--seconds", type=float, help="instead of --executions")
+    parser.add_argument("--seconds", type=float, help="end then, whatever was done")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--report", type=Path)
