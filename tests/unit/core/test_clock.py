@@ -103,3 +103,53 @@ def test_the_floor_never_falls_nor_now_below_it(
         before_ns = clock.floor_ns
         now = clock.moment(reading(wall_s, boot_s, synced=synced))
         assert now.now_ns >= clock.floor_ns >= before_ns
+
+
+def test_a_step_begins_at_two_seconds() -> None:
+    for jump_ns, told_ns in ((2 * NS_PER_S - 1, 0), (2 * NS_PER_S, 2 * NS_PER_S)):
+        clock = FloorClock()
+        clock.moment(reading(T0_S))
+        clock.moment(Reading(T0_S * NS_PER_S + jump_ns, 0, "b1", is_synchronised=True))
+
+        assert clock.take_step_ns() == told_ns
+
+
+def test_a_synchronised_clock_a_day_below_the_floor_is_known_and_further_below_is_not() -> None:
+    floor_ns = T0_S * NS_PER_S
+
+    for below_ns, is_known in ((86_400 * NS_PER_S, True), (86_400 * NS_PER_S + 1, False)):
+        moment = FloorClock(floor_ns).moment(
+            Reading(floor_ns - below_ns, 0, "b1", is_synchronised=True)
+        )
+
+        assert (moment.is_known, moment.now_ns) == (is_known, floor_ns)
+
+
+def test_no_time_passes_between_two_equal_readings() -> None:
+    clock = FloorClock(T0_S * NS_PER_S)
+    first = clock.moment(reading(0, 5, synced=False))
+
+    again = clock.moment(reading(0, 5, synced=False))
+
+    assert again == first
+    assert elapsed_ns(first, again) == 0
+    assert clock.take_step_ns() == 0
+    assert elapsed_ns(clock.moment(reading(0, 9, synced=False)), first) == 0
+
+
+def test_over_a_reboot_the_span_is_unknown_unless_time_was_known_before_and_is_now() -> None:
+    known, unknown = (Moment(100, 10, "b1", is_known=known) for known in (True, False))
+    after, lost = (Moment(150, 20, "b2", is_known=known) for known in (True, False))
+
+    spans = [elapsed_ns(since, now) for since in (known, unknown) for now in (after, lost)]
+
+    assert spans == [50, None, None, None]
+
+
+def test_the_floor_falls_to_the_build_at_most_and_never_rises_by_a_higher_epoch() -> None:
+    clock = FloorClock(T0_S * NS_PER_S)
+
+    assert clock.lower_to(T0_S + 1) == 0
+    assert clock.floor_ns == T0_S * NS_PER_S
+    assert clock.lower_to(0) == (T0_S - BUILT_S) * NS_PER_S
+    assert clock.floor_ns == BUILT_S * NS_PER_S

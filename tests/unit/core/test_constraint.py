@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -264,3 +265,22 @@ def test_what_is_accepted_never_goes_beyond_the_table(class_name: str, raw: dict
         assert (constraints.grid_deg is None) == (raw.get("precise") is True)
     if "min_interval_s" in raw:
         assert constraints.min_interval_ns == round(raw["min_interval_s"] * 1e9)
+
+
+def test_an_interval_may_be_as_long_as_time_is_counted() -> None:
+    assert parse("usage", min_interval_s=9_223_372_036).min_interval_ns == 9_223_372_036 * 10**9
+
+    assert refusal("usage", min_interval_s=9_223_372_037).reason == "range"
+
+
+def test_only_who_asks_for_precise_positions_needs_them_allowed() -> None:
+    """A default grid that no ceiling lifts may be moved, not taken away."""
+    blurred = replace(catalogue().classes["location"], defaults={"grid_deg": 0.01}, ceilings={})
+
+    def asked(raw: dict[str, Any]) -> Constraints:
+        return parse_constraints(raw, blurred, grant_id="gr_1", scope="read_x")
+
+    assert asked({}).grid_deg == 0.01
+    assert asked({"grid_deg": 0.5}).grid_deg == 0.5
+    with pytest.raises(PolicyRejected, match="looser than the ceiling"):
+        asked({"precise": True})

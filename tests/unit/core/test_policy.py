@@ -661,3 +661,26 @@ def test_the_policies_in_the_document_are_read_as_they_stand() -> None:
 
     assert [grant.grant_id for grant in parse(document).grants] == ["gr_01JD", "gr_01JC"]
     assert len(parse_unsigned_policy(unsigned.encode(), catalogue()).grants) == 1
+
+
+def taking_over(count: int) -> dict[str, Any]:
+    return {**example(), "taken_over": [f"r-{index}" for index in range(count)]}
+
+
+def test_a_policy_takes_over_up_to_256_restrict_documents_each_once() -> None:
+    assert parse(example()).taken_over == ()
+    assert len(parse(taking_over(256)).taken_over) == 256
+    assert refusal(taking_over(257)).reason == "range"
+
+    twice = refusal({**example(), "taken_over": ["r-1", "r-1"]})
+
+    assert (twice.reason, "taken_over" in twice.message) == ("duplicate", True)
+    assert refusal({**example(), "taken_over": ["r 1"]}).reason == "id"
+
+
+def test_what_an_unsigned_policy_leaves_out_is_empty() -> None:
+    policy = parse_unsigned(minimal())
+
+    assert (policy.iss, policy.aud, policy.jti) == ("", "", "")
+    assert (policy.epoch, policy.ver, policy.iat_s) == (0, 0, 0)
+    assert (policy.nbf_s, policy.exp_s, policy.taken_over) == (None, None, ())

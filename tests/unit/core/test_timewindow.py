@@ -337,3 +337,30 @@ def test_the_naive_oracle_itself_knows_a_week() -> None:
     week = [monday + timedelta(days=n) for n in range(7)]
 
     assert [naive([OFFICE], int(day.timestamp())) for day in week] == [True] * 5 + [False] * 2
+
+
+def test_days_that_run_backwards_are_refused() -> None:
+    window = {"days": "5-1", "from": "07:00", "to": "19:00", "tz": "Europe/Berlin"}
+
+    assert refusal([window]).reason == "range"
+    assert refusal({"0": window}).reason == "type"
+    assert refusal("windows").reason == "type"
+
+
+def test_windows_are_within_others_where_each_stretch_is_and_in_the_same_zone() -> None:
+    def one(days: str, from_: str, to: str, tz: str = "Europe/Berlin") -> dict[str, str]:
+        return {"days": days, "from": from_, "to": to, "tz": tz}
+
+    outer = windows(one("1-5", "07:00", "19:00"))
+
+    assert windows(one("1-5", "07:00", "19:00")).are_within(outer)
+    assert windows(one("2,4", "08:00", "18:00")).are_within(outer)
+    for other in (
+        one("1-5", "06:59", "19:00"),
+        one("1-5", "07:00", "19:01"),
+        one("1-6", "08:00", "18:00"),
+        one("1-5", "20:00", "21:00"),
+        one("1-5", "08:00", "18:00", "Europe/Paris"),
+    ):
+        assert not windows(other).are_within(outer)
+    assert not windows(one("1", "08:00", "09:00"), one("7", "08:00", "09:00")).are_within(outer)

@@ -204,3 +204,40 @@ def test_a_spool_that_cannot_be_used_is_told_once_and_comes_back_by_itself(
         assert store.counts() == {"gr_a": Tally(40, store.counts()["gr_a"].size_bytes)}
         assert store.scrub()
         assert len(store.pending(99)) == 40
+
+
+def test_an_older_or_unknown_rev_takes_no_envelope(store: Store) -> None:
+    store.apply_policy(policy(1), [LiveGrant("gr_a", 2)], [], 0)
+
+    for grant_id, rev in (("gr_a", 1), ("gr_a", 3), ("gr_b", 2)):
+        with pytest.raises(StoreError, match="is not live, expected active"):
+            put(store, grant_id, rev=rev)
+    store.set_grant_state("gr_a", "paused")
+    with pytest.raises(StoreError, match="is paused, expected active"):
+        put(store, "gr_a", rev=2)
+
+
+def test_of_grants_that_go_alike_the_oldest_envelope_goes(directory: Path) -> None:
+    """Whoever comes first in the list of grants; and one of another rank in between is passed."""
+    limits = SpoolLimits(max_bytes=100, evict_first=("location",))
+    with Store.open(directory, limits=limits) as store:
+        live = [LiveGrant("gr_a", 1, classes=("location",))]
+        live += [LiveGrant(name, 1) for name in ("gr_b", "gr_c")]
+        store.apply_policy(policy(1), live, [], 0)
+        for grant_id in ("gr_a", "gr_c", "gr_b", "gr_a"):
+            put(store, grant_id, b"x" * 25)
+
+        put(store, "gr_a", b"x" * 25)
+        assert [(row.grant_id, row.n) for row in store.each()] == [
+            *(("gr_a", 1), ("gr_b", 1), ("gr_a", 2), ("gr_a", 3))
+        ]
+
+
+def test_nothing_changes_in_a_spool_that_has_followed_already(store: Store) -> None:
+    with_grants(store, "gr_a")
+    put(store, "gr_a")
+
+    again = store.apply_policy(policy(2), [LiveGrant("gr_a", 1)], [], 0)
+
+    assert again == Purged(scrubbed=True)
+    assert store.counts() == {"gr_a": Tally(1, 6)}
