@@ -1,5 +1,6 @@
 """Changes that are likely to matter: to trees of JSON or CBOR values, to texts, to bytes."""
 
+import math
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -94,9 +95,8 @@ def _nudge(rng: Random, slot: _Slot, _: list[_Slot], __: _Words) -> None:
             (value + 1, value - 1, -value, value * 10, float(value % 2**62), value * 1000)
         )
     elif isinstance(value, float):
-        holder[key] = rng.choice(
-            (-value, value / 10, value * 10, value + 1e-9, int(min(abs(value), 1e9)))
-        )
+        whole = int(max(-1e9, min(value, 1e9))) if math.isfinite(value) else 0
+        holder[key] = rng.choice((-value, value / 10, value * 10, value + 1e-9, whole))
     elif isinstance(value, str):
         holder[key] = nudged_text(rng, value)
     elif isinstance(value, bytes):
