@@ -7,8 +7,8 @@ Rules:
  * Where a module has more mutants than are asked for, a sample is drawn by a seed.
  * What Hypothesis draws is the same for every mutant.
 
-    make mutants                                          all, report into docs/reports/mutants.md
-    .venv/bin/python tools/mutants.py agent/core/plan.py  one module, no report
+    make mutants                                    all; report in docs/reports/mutants.md
+    make mutants MODULES=agent/core/plan.py         one module; its lines in the report are renewed
 """
 
 import argparse
@@ -16,6 +16,7 @@ import gc
 import importlib
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -74,6 +75,7 @@ TESTS = (
 TIMEOUT_S = 10.0  # On top of ten times what the tests take.
 SLOWEST_S = 20.0  # A test that takes longer is left out: it would run for every survivor.
 
+_MODULE = re.compile(r"\| `([^`:]+)(?::[0-9]+)?`")  # A line of the report.
 _Key = tuple[str, int]  # A function: its qualified name and first line.
 
 
@@ -292,42 +294,58 @@ def _row(module: str, of: int, results: Sequence[Result]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _report(hunt: Hunt, seconds: float) -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607 - the git that is in use
+def _commit() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "--short=10", "HEAD"],  # noqa: S607 - the git that is in use
         check=True,
         capture_output=True,
         text=True,
         cwd=ROOT,
     ).stdout.strip()
-    written = (
-        f"Written by `make mutants` in {seconds / 60:.0f} min on top of commit {commit}, seed "
-        f"{hunt.seed}, at most {hunt.most} mutants of a module, drawn at random where it has more. "
-        "What the survivors mean is said in [testing.md](../testing.md#mutants)."
-    )
+
+
+def _write_report(path: Path, hunt: Hunt, commit: str) -> None:
+    """Write what was found; lines of modules that were not tried stay as they are."""
+    rows: dict[str, list[str]] = {module: [] for module in (*CORE, *STORE)}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            found = _MODULE.match(line)
+            if found is not None and found[1] not in hunt.modules:
+                rows.setdefault(found[1], []).append(line)
+    for module in hunt.modules:
+        row = _row(module, hunt.counts[module], hunt.results)
+        rows[module] = [f"{row} {commit} | {hunt.seed} |"]
+    for result in hunt.results:
+        if result.outcome in (Outcome.SURVIVED, Outcome.NOT_RUN):
+            texts = (result.mutant.before, result.mutant.after)
+            before, after = (f"`` {text.replace('|', chr(92) + '|')} ``" for text in texts)
+            mark = ", not run" if result.outcome is Outcome.NOT_RUN else ""
+            line = f"| `{_place(result.module, result.mutant)}`{mark} | {before} | {after} |"
+            rows[result.module].append(line)
     lines = [
         "# Mutants",
         "",
-        written,
+        (
+            "Written by `make mutants`: of each module the commit it was tried on top of, how many "
+            "mutants there are, how many of them were tried (a sample drawn by the seed, where "
+            "there are more), and what became of them. What the survivors mean is said in "
+            "[testing.md](../testing.md#mutants)."
+        ),
         "",
-        "| module | mutants | tried | killed | of them by time | survived | not run | share |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_row(module, hunt.counts[module], hunt.results) for module in hunt.modules),
+        (
+            "| module | mutants | tried | killed | of them by time | survived | not run | share "
+            "| commit | seed |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(lines[0] for lines in rows.values() if lines),
         "",
         "## Survivors",
         "",
         "| place | as it is | survives as |",
         "|---|---|---|",
+        *(line for lines in rows.values() for line in lines[1:]),
     ]
-    for result in hunt.results:
-        if result.outcome in (Outcome.SURVIVED, Outcome.NOT_RUN):
-            before, after = (
-                f"`` {text.replace('|', chr(92) + '|')} ``"
-                for text in (result.mutant.before, result.mutant.after)
-            )
-            mark = ", not run" if result.outcome is Outcome.NOT_RUN else ""
-            lines.append(f"| `{_place(result.module, result.mutant)}`{mark} | {before} | {after} |")
-    return "\n".join(lines) + "\n"
+    path.write_text("\n".join(lines) + "\n")
 
 
 def main() -> int:
@@ -335,12 +353,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("modules", nargs="*", default=[*CORE, *STORE])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--most", type=int, default=150, help="mutants per module")
+    parser.add_argument("--most", type=int, default=100, help="mutants per module")
     parser.add_argument("--report", type=Path)
     given = parser.parse_args()
     hunt = Hunt(given.modules, given.seed, given.most)
     base = Path(tempfile.mkdtemp(prefix="mutants-", dir=_memory()))
-    began = time.monotonic()
+    commit = _commit()
     try:
         os.chdir(ROOT)
         pytest.main(
@@ -356,7 +374,7 @@ def main() -> int:
         shutil.rmtree(base, ignore_errors=True)
     print(*(_row(m, hunt.counts.get(m, 0), hunt.results) for m in given.modules), sep="\n")
     if given.report is not None:
-        given.report.write_text(_report(hunt, time.monotonic() - began))
+        _write_report(given.report, hunt, commit)
     return 0 if hunt.results else 1
 
 

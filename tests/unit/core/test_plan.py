@@ -253,3 +253,28 @@ def test_windows_of_a_grant_that_is_not_live_do_not_end_a_plan() -> None:
     made = compile_plan(policy, car.catalogue(), car.binding(), now_ns=TUESDAY_S * NS_PER_S)
 
     assert made.until_ns - made.from_ns > 1 << 100
+
+
+def test_altitude_is_taken_where_positions_are_not_on_a_grid() -> None:
+    """A height tells the place on a slope, so a grid leaves it out."""
+    altitude = b"""
+Vehicle.CurrentLocation.Altitude: {type: sensor, datatype: double, dbc2vss: {signal: Counter}}
+"""
+    binding = car.binding(car.MAPPING + altitude)
+
+    def paths(**constraints: object) -> set[str]:
+        policy = car.policy({"g": {"read_location": constraints}})
+        made = compile_plan(policy, car.catalogue(), binding, now_ns=0)
+        return {take.path.rpartition(".")[2] for take in made.takes}
+
+    assert paths(grid_deg=0.01) == {"Latitude", "Longitude"}
+    assert paths(precise=True) == {"Latitude", "Longitude", "Altitude"}
+
+
+def test_every_path_of_a_scope_whose_windows_are_closed_is_told() -> None:
+    window = {"days": "1-7", "from": "12:00", "to": "13:00", "tz": "Europe/Berlin"}
+    policy = car.policy({"g": {"read_location": {"windows": [window]}}})
+
+    closed = [(item.path.rpartition(".")[2], item.reason) for item in plan(policy).closed]
+
+    assert closed == [(leaf, "outside its windows") for leaf in ("Latitude", "Longitude")]
