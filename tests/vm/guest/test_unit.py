@@ -248,7 +248,7 @@ def test_a_stop_under_full_load_and_a_broker_that_hangs_is_in_time(
 
 def test_who_may_pause_and_who_may_resume(vehicle: Vehicle, first: int) -> None:
     """A stranger neither, the group may pause, root both; and a pause outlives a restart."""
-    sh("useradd -M stranger; useradd -M -G consentry driver")
+    sh("id stranger || useradd -M stranger; id driver || useradd -M -G consentry driver")
     with Numbers(first) as numbers:
         refused = [sh("runuser -u stranger -- consentry pause && echo done", check=False)]
         time.sleep(2)
