@@ -187,3 +187,9 @@ def test_a_window_is_whole_milliseconds(window_s: float, window_ms: int, told_s:
 
     assert found == Aggregate(window_ms, (Function.LAST, Function.MIN))
     assert (found.window_s, type(found.window_s)) == (told_s, type(told_s))
+
+
+def test_a_mean_keeps_what_a_large_value_hides() -> None:
+    """Whichever of the two is larger, the sum so far or what comes."""
+    assert filled([1.0, 1e20, -1e20]).result("mean") == pytest.approx(1 / 3, rel=1e-15)
+    assert filled([1e20, 1.0, -1e20]).result("mean") == pytest.approx(1 / 3, rel=1e-15)

@@ -14,9 +14,10 @@ from agent.edge.store import (
     SpoolTally,
     Store,
     Tally,
+    Tombstone,
 )
 from agent.errors import StoreError
-from tests.unit.edge.test_store import filled, policy, put, traces, with_grants
+from tests.unit.edge.test_store import NEVER_NS, filled, policy, put, traces, with_grants
 
 SECRET = bytes(range(200))
 
@@ -63,12 +64,13 @@ def test_suspending_twice_changes_nothing_the_second_time(store: Store) -> None:
 
 @pytest.mark.parametrize("state", ["active", "paused"])
 def test_suspending_makes_grants_pending_though_nothing_waits(store: Store, state: str) -> None:
-    with_grants(store, "gr_a")
+    with_grants(store, "gr_a", "gr_b")
     store.set_grant_state("gr_a", state)  # type: ignore[arg-type] # drawn
+    store.set_grant_state("gr_b", "pending")
 
     store.suspend()
 
-    assert [grant.state for grant in store.live_grants()] == ["pending"]
+    assert [grant.state for grant in store.live_grants()] == ["pending"] * 2
 
 
 def test_suspending_empties_the_spool_of_grants_that_pend_already(store: Store) -> None:
@@ -241,3 +243,56 @@ def test_nothing_changes_in_a_spool_that_has_followed_already(store: Store) -> N
 
     assert again == Purged(scrubbed=True)
     assert store.counts() == {"gr_a": Tally(1, 6)}
+
+
+@pytest.mark.parametrize("which", ["consent", "spool"])
+def test_an_erasure_whose_traces_remain_in_either_log_does_not_say_that_they_are_gone(
+    store: Store, which: str
+) -> None:
+    """A read that is not at its end holds up the truncation of that file's log."""
+    with_grants(store, "gr_a", "gr_b", "gr_c")
+    for grant_id in ("gr_a", "gr_b", "gr_c"):
+        put(store, grant_id)
+    spool = store._spool
+    assert spool is not None
+    reading = (store._db if which == "consent" else spool._db).each("SELECT * FROM live_grant")
+    next(reading)
+
+    ended = store.end_grants([Tombstone("gr_a", "expired")], 0)
+    suspended = store.suspend()
+
+    assert (set(ended.erased), ended.scrubbed) == ({"gr_a"}, False)
+    assert (set(suspended.erased), suspended.scrubbed) == ({"gr_b", "gr_c"}, False)
+    assert not store.scrub()
+    reading.close()
+    assert store.scrub()
+
+
+def test_what_gave_way_is_told_once(directory: Path) -> None:
+    with Store.open(directory, limits=SpoolLimits(max_bytes=100)) as store:
+        with_grants(store, "gr_a")
+        for _ in range(3):
+            put(store, "gr_a", b"x" * 60)
+
+        assert store.take_evicted() == {"gr_a": Tally(2, 120)}
+        assert store.take_evicted() == {}
+    (directory / "spool.db").unlink()
+    (directory / "spool.db").mkdir()
+    with Store.open(directory) as store:
+        assert store.take_evicted() == {}
+
+
+def test_a_spool_that_refuses_one_thing_is_told_and_goes_on_with_others(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_grants(store, "gr_a")
+    put(store, "gr_a")
+    spool = store._spool
+    assert spool is not None
+    spool._db.rows("DROP TABLE gap")
+
+    assert (store.gaps(9), store.expire(NEVER_NS)) == ((), {})
+    assert [record.message for record in caplog.records] == ["spool unusable"] * len(caplog.records)
+    assert len(caplog.records) >= 1
+    assert store.counts() == {"gr_a": Tally(1, 6)}
+    assert len(store.pending(9)) == 1
