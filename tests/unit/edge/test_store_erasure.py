@@ -296,3 +296,31 @@ def test_a_spool_that_refuses_one_thing_is_told_and_goes_on_with_others(
     assert len(caplog.records) >= 1
     assert store.counts() == {"gr_a": Tally(1, 6)}
     assert len(store.pending(9)) == 1
+
+
+def test_nothing_gives_way_while_the_disk_has_room(directory: Path) -> None:
+    with Store.open(directory, limits=SpoolLimits(min_free_bytes=1)) as store:
+        with_grants(store, "gr_a")
+        for _ in range(3):
+            put(store, "gr_a")
+
+        assert len(store.pending(9)) == 3
+
+
+def test_an_empty_spool_takes_an_envelope_though_others_filled_the_disk(directory: Path) -> None:
+    with Store.open(directory, limits=SpoolLimits(min_free_bytes=1 << 60)) as store:
+        with_grants(store, "gr_a")
+        put(store, "gr_a")
+
+        assert store.counts() == {"gr_a": Tally(1, 6)}
+
+
+def test_a_class_without_a_limit_hides_no_other_of_the_same_grant(directory: Path) -> None:
+    limits = SpoolLimits(classes={"location": ClassLimit(max_bytes=10), "usage": ClassLimit()})
+    with Store.open(directory, limits=limits) as store:
+        live = [LiveGrant("gr_a", 1, classes=("cabin", "usage", "location"))]
+        store.apply_policy(policy(1), live, [], 0)
+        put(store, "gr_a", b"x" * 6)
+        put(store, "gr_a", b"x" * 6)
+
+        assert [row.n for row in store.pending(9)] == [2]
