@@ -68,7 +68,7 @@ TESTS = (
     ),
     *(
         f"tests/unit/edge/test_store{name}.py"
-        for name in ("", "_spool", "_overlays", "_erasure", "_migration")
+        for name in ("", "_spool", "_overlays", "_erasure", "_gaps", "_migration")
     ),
     "tests/unit/control",
 )
