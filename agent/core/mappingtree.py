@@ -79,7 +79,10 @@ def _parse_tree(data: bytes, name: str) -> Any:
         raise MappingError(
             f"not YAML: {exc.problem}", file=name, line=at, hint=FORMAT_HINT
         ) from exc
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as exc:
+    except (
+        *(yaml.YAMLError, ValueError, RecursionError, TypeError),
+        *(LookupError, AttributeError, ArithmeticError),  # PyYAML's for `!!int ""`, `!!bool x`.
+    ) as exc:
         raise MappingError(
             "not YAML or JSON that a mapping can be read from", file=name, hint=FORMAT_HINT
         ) from exc

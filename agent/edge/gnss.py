@@ -286,7 +286,7 @@ def _zda(said: Mapping[str, object]) -> Sentence:
     if isinstance(year, int) and isinstance(month, int) and isinstance(day, int):
         try:
             ordinal = date(year, month, day).toordinal() - _FIRST_DAY
-        except ValueError:
+        except (ValueError, OverflowError):  # The second: a number that C does not hold.
             ordinal = None
     return Sentence(time_ms=_time_ms(said), day=ordinal)
 

@@ -180,6 +180,13 @@ def test_what_is_no_mapping_is_refused_with_its_place(data: bytes, line: int | N
     assert caught.value.line == line
 
 
+@pytest.mark.parametrize("value", ["!!int ''", "!!bool x", "!!timestamp x", "!!float ''", "!!x y"])
+def test_a_tag_whose_value_does_not_fit_is_refused(value: str) -> None:
+    for data in (value, f"Vehicle.Speed: {{type: sensor, dbc: {{signal: {value}}}}}"):
+        with pytest.raises(MappingError, match="not YAML"):
+            parse_mapping(data.encode(), name="x.vspec")
+
+
 def test_the_same_path_twice_is_refused() -> None:
     tree = b'{"Vehicle": {"children": {"A": {"type": "sensor", "dbc": {"signal": "S"}}}},'
     tree += b' "Vehicle.A": {"type": "sensor", "dbc": {"signal": "T"}}}'

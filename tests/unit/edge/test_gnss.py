@@ -74,6 +74,12 @@ def test_what_is_no_fix_or_a_made_up_one_says_so(line: bytes) -> None:
     assert got.fix == 0
 
 
+def test_a_date_that_no_calendar_has_is_none() -> None:
+    for day in ("31,02,2026", "99999999999,01,2026", "01,01,99999999999"):
+        (said,) = Lines().feed(sentence(f"GPZDA,120000.00,{day},00,00"))
+        assert said.day is None
+
+
 def test_a_wrong_checksum_is_counted_and_says_nothing() -> None:
     wrong = rmc()[:-4] + b"00\r\n"
 
