@@ -18,6 +18,7 @@ from agent.edge.store import (
 )
 from agent.errors import StoreError
 from tests.unit.edge.test_store import NEVER_NS, filled, policy, put, traces, with_grants
+from tests.unit.edge.test_store_spool import damage
 
 SECRET = bytes(range(200))
 
@@ -324,3 +325,43 @@ def test_a_class_without_a_limit_hides_no_other_of_the_same_grant(directory: Pat
         put(store, "gr_a", b"x" * 6)
 
         assert [row.n for row in store.pending(9)] == [2]
+
+
+def test_a_spool_without_room_to_follow_is_kept_and_follows_when_there_is(
+    store: Store, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk is no corruption: nothing is set aside, and until it has followed it is mute."""
+    with_grants(store, "gr_a")
+    put(store, "gr_a")
+    spool = store._spool
+    assert spool is not None
+    ((pages,),) = spool._db.rows("PRAGMA page_count")
+    spool._db.rows(f"PRAGMA max_page_count = {pages}")
+    many = [LiveGrant("gr_a", 1), *(LiveGrant(f"gr_{index:060}", 1) for index in range(100))]
+
+    assert not store.apply_policy(policy(2), many, [], 0).scrubbed
+    assert (store.in_force(), len(store.live_grants())) == (policy(2), 101)
+    assert (store.pending(9), store.counts(), store.scrub()) == ((), {}, False)
+    assert [record.message for record in caplog.records] == ["spool unusable"]
+    spool._db.rows(f"PRAGMA max_page_count = {pages + 999}")
+
+    assert store.scrub()
+    assert store.counts() == {"gr_a": Tally(1, 6)}
+    assert list(directory.glob("*corrupt*")) == []
+
+
+def test_a_spool_that_turns_out_broken_while_it_is_read_begins_anew(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store.open(directory) as store:
+        with_grants(store, "gr_a")
+        for _ in range(40):
+            put(store, "gr_a", SECRET)
+        store.scrub()
+        damage(directory)
+        store._spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr] # drops its cache
+
+        assert store.pending(9) == ()
+        assert "spool was corrupt" in [record.message for record in caplog.records]
+        assert put(store, "gr_a") >= 1
+        assert len(store.pending(9)) == 1
