@@ -193,3 +193,10 @@ def test_a_mean_keeps_what_a_large_value_hides() -> None:
     """Whichever of the two is larger, the sum so far or what comes."""
     assert filled([1.0, 1e20, -1e20]).result("mean") == pytest.approx(1 / 3, rel=1e-15)
     assert filled([1e20, 1.0, -1e20]).result("mean") == pytest.approx(1 / 3, rel=1e-15)
+
+
+def test_a_window_may_be_as_long_as_time_is_counted() -> None:
+    longest = parse_aggregate({"window_s": 9_223_372_036.854, "fn": ["last"]}, "here")
+
+    assert longest.window_ms == (2**63 - 1) // 10**6
+    assert refusal({"window_s": 9_223_372_036.855, "fn": ["last"]}).reason == "range"
