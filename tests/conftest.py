@@ -1,6 +1,8 @@
-"""Where the real captures are, and what their absence means."""
+"""Where the real captures are, what their absence means, and a log as it was before each test."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,15 @@ def captures() -> Path:
             pytest.fail("the captures must be there in CI; set CONSENTRY_CAPTURES")
         pytest.skip("real captures not found; set CONSENTRY_CAPTURES to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Undo what a command that ran within a test made of the log: others look at theirs."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - set(handlers):
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
