@@ -1,12 +1,14 @@
-"""Where the real captures are, what their absence means, and a log as it was before each test."""
+"""Where the real captures are, what their absence means, and a process as before each test."""
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,11 +29,14 @@ def captures() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """Undo what a command that ran within a test made of the log: others look at theirs."""
+def _process_as_before() -> Iterator[None]:
+    """Undo what a command that ran within a test made of log and signals: others need theirs."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
+    heard = {number: signal.getsignal(number) for number in _SIGNALS}
     yield
+    for number, handler in heard.items():
+        signal.signal(number, handler)
     root.setLevel(level)
     for handler in set(root.handlers) - set(handlers):
         if type(handler) is logging.StreamHandler:
