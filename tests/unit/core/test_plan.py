@@ -278,3 +278,8 @@ def test_every_path_of_a_scope_whose_windows_are_closed_is_told() -> None:
     closed = [(item.path.rpartition(".")[2], item.reason) for item in plan(policy).closed]
 
     assert closed == [(leaf, "outside its windows") for leaf in ("Latitude", "Longitude")]
+
+
+def test_what_fits_in_a_frame_asks_for_no_transport() -> None:
+    """TP.CM and TP.DT would bring messages that nobody wants."""
+    assert truck("interval_ms: 0")._plan.taps("can0", 0x9CEC_FF00) == ()

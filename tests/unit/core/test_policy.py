@@ -3,7 +3,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -684,3 +684,24 @@ def test_what_an_unsigned_policy_leaves_out_is_empty() -> None:
     assert (policy.iss, policy.aud, policy.jti) == ("", "", "")
     assert (policy.epoch, policy.ver, policy.iat_s) == (0, 0, 0)
     assert (policy.nbf_s, policy.exp_s, policy.taken_over) == (None, None, ())
+
+
+@pytest.mark.parametrize("path", ["Vehicle.Speed", "Vehicle.AverageSpeed"])
+def test_either_speed_makes_a_scope_one_of_speed_whatever_else_is_in_it(path: str) -> None:
+    """Whatever another catalogue puts together."""
+    shown = catalogue()
+    signals = {s.path: s for scope in shown.scopes.values() for s in scope.signals}
+    mixed = replace(
+        shown.scopes["read_odometer"],
+        signals=(signals["Vehicle.TraveledDistance"], signals[path]),
+    )
+    other = replace(shown, scopes={**shown.scopes, "read_odometer": mixed})
+    document = changed(
+        *GRANT, "details", value=[{"scope": "read_odometer"}, {"scope": "read_location"}]
+    )
+    document["grants"][0]["combine"] = []
+
+    assert len(parse(document).grants) > 0
+    with pytest.raises(PolicyRejected) as info:
+        parse_policy(encoded(document), other)
+    assert info.value.reason == "combine"

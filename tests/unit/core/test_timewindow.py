@@ -364,3 +364,32 @@ def test_windows_are_within_others_where_each_stretch_is_and_in_the_same_zone() 
     ):
         assert not windows(other).are_within(outer)
     assert not windows(one("1", "08:00", "09:00"), one("7", "08:00", "09:00")).are_within(outer)
+
+
+@pytest.mark.parametrize("days", ["1,5-4", "3,1,4", "1-3,2,6"])
+def test_days_that_turn_back_later_in_the_list_are_refused_too(days: str) -> None:
+    assert refusal([{**OFFICE, "days": days}]).reason == "range"
+
+
+def test_the_jump_is_found_to_the_second_from_whatever_moment() -> None:
+    found = windows({**OFFICE, "days": "7", "from": "02:30", "to": "04:00"})
+    jump = at("2026-03-29T03:00")
+
+    for before_s in (1, 59, 1234, 9_876, 86_400, 5 * 86_400 + 7):
+        assert found.span(jump - before_s * NS_PER_S)[1] == jump
+
+
+def test_windows_that_touch_hold_what_lies_over_their_border() -> None:
+    touching = windows({**OFFICE, "to": "12:00"}, {**OFFICE, "from": "12:00"})
+
+    assert windows({**OFFICE, "from": "11:00", "to": "13:00"}).are_within(touching)
+
+
+def test_the_calendar_ends_with_its_last_second() -> None:
+    always = windows({"days": "1-7", "from": "00:00", "to": "00:00", "tz": "UTC"})
+    end = 253_370_764_800 * NS_PER_S
+
+    assert always.span(end - 1)[1] == end
+    assert always.span(end)[0] == end
+    assert always.is_open(end - 1)
+    assert not always.is_open(end)
