@@ -17,6 +17,7 @@ import importlib
 import os
 import random
 import re
+import resource
 import select
 import shutil
 import signal
@@ -73,6 +74,7 @@ TESTS = (
     "tests/unit/control",
 )
 TIMEOUT_S = 10.0  # On top of ten times what the tests take.
+MAX_BYTES = 2 << 30  # A loop without an end must not take the machine's memory.
 SLOWEST_S = 20.0  # A test that takes longer is left out: it would run for every survivor.
 
 _MODULE = re.compile(r"\| `([^`:]+)(?::[0-9]+)?`")  # A line of the report.
@@ -100,8 +102,17 @@ class Result:
 class Hunt:
     """A pytest plugin that runs the mutants in the place of the tests."""
 
-    def __init__(self, modules: Sequence[str], seed: int, most: int) -> None:
+    def __init__(self, modules: Sequence[str], seed: int, most: int, folder: Path) -> None:
+        """Begin.
+
+        Args:
+            modules: Paths, from the root.
+            seed: Draws the sample.
+            most: Mutants of a module.
+            folder: Where the tests write; what a mutant leaves there is removed.
+        """
         self.modules = modules
+        self._folder = folder
         self.seed = seed
         self.most = most
         self.results: list[Result] = []
@@ -194,6 +205,8 @@ class Hunt:
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
+            for limit in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE):
+                resource.setrlimit(limit, (MAX_BYTES, MAX_BYTES))
             status = 1
             try:
                 put()
@@ -209,6 +222,8 @@ class Hunt:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
+        for left in self._folder.iterdir():
+            shutil.rmtree(left, ignore_errors=True)
         if not ended:
             return Outcome.TIMEOUT
         return Outcome.SURVIVED if status == 0 else Outcome.KILLED
@@ -356,15 +371,15 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=100, help="mutants per module")
     parser.add_argument("--report", type=Path)
     given = parser.parse_args()
-    hunt = Hunt(given.modules, given.seed, given.most)
     base = Path(tempfile.mkdtemp(prefix="mutants-", dir=_memory()))
+    hunt = Hunt(given.modules, given.seed, given.most, base / "tests")
     commit = _commit()
     try:
         os.chdir(ROOT)
         pytest.main(
             [
                 *("-q", "-p", "no:randomly", "-p", "no:xdist"),
-                *("-o", "timeout=0", "-o", "tmp_path_retention_policy=none"),
+                *("-o", "timeout=0"),
                 f"--basetemp={base / 'tests'}",
                 *TESTS,
             ],

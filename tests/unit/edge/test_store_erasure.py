@@ -365,3 +365,19 @@ def test_a_spool_that_turns_out_broken_while_it_is_read_begins_anew(
         assert "spool was corrupt" in [record.message for record in caplog.records]
         assert put(store, "gr_a") >= 1
         assert len(store.pending(9)) == 1
+
+
+def test_what_comes_after_an_erasure_stays(store: Store, directory: Path) -> None:
+    """The spool remembers which erasures it has followed, also over a restart."""
+    with_grants(store, "gr_a")
+    store.suspend()
+    store.apply_policy(policy(2), [LiveGrant("gr_a", 1)], [], 0)
+    put(store, "gr_a")
+
+    store.set_grant_state("gr_a", "paused")
+    store.set_grant_state("gr_a", "active")
+    assert len(store.pending(9)) == 1
+    store.close()
+
+    with Store.open(directory) as again:
+        assert len(again.pending(9)) == 1
