@@ -51,7 +51,7 @@ fuzz: venv ## Mutate a million documents, envelopes, files and frames, sign them
 	$(BIN)/python -m tests.fuzz --executions $(or $(EXECUTIONS),1100000) --seed $(or $(SEED),1) --report docs/reports/fuzz.md
 
 mutants: venv ## Put small faults into the consent code; see whether a unit test notices.
-	nice $(BIN)/python tools/mutants.py --seed $(or $(SEED),1) --most $(or $(MOST),100) --report docs/reports/mutants.md $(MODULES)
+	nice $(BIN)/python tools/mutants.py --seed $(or $(SEED),1) --most $(or $(MOST),300) --report docs/reports/mutants.md $(MODULES)
 
 bench-vm: venv ## Measure reading a full bus against candump and python-can, in the guest.
 	@tests/vm/run qemu bench

@@ -368,7 +368,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("modules", nargs="*", default=[*CORE, *STORE])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--most", type=int, default=100, help="mutants per module")
+    parser.add_argument("--most", type=int, default=300, help="mutants per module")
     parser.add_argument("--report", type=Path)
     given = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="mutants-", dir=_memory()))

@@ -381,3 +381,15 @@ def test_what_comes_after_an_erasure_stays(store: Store, directory: Path) -> Non
 
     with Store.open(directory) as again:
         assert len(again.pending(9)) == 1
+
+
+def test_what_gave_way_leaves_no_traces(directory: Path) -> None:
+    with Store.open(directory, limits=SpoolLimits(max_bytes=300)) as store:
+        with_grants(store, "gr_a")
+        put(store, "gr_a", SECRET)
+        assert traces(directory, [SECRET]) == [0]
+
+        put(store, "gr_a", b"x" * 200)
+
+        assert store.counts() == {"gr_a": Tally(1, 200)}
+        assert traces(directory, [SECRET]) == []
