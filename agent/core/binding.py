@@ -13,6 +13,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from agent.core.bound import Bound
 from agent.core.catalogue import Catalogue, Scope
 from agent.core.catalogue import Signal as VssSignal
 from agent.core.dbc import DbcFile
@@ -26,45 +27,8 @@ from agent.core.units import IDENTITY, Conversion, conversion, same_unit
 MAX_CANDIDATES = 5  # Named in a warning.
 _ELSEWHERE = "the mapping takes it only from the bus "
 MAX_COMPARED = 500  # Names that a wrong one is compared with; each costs some 20 us.
-_FRAME_BYTES = 8
 _FD_BYTES = 64
 _BEGIN = 3  # Characters that a misspelled name has in common with the right one, as in length.
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """One VSS path and the signal that stands for it on one bus.
-
-    Attributes:
-        entry: The mapping's line.
-        scope: The catalogue's scope that holds the path.
-        vss: Path, datatype and unit from the catalogue.
-        bus: The bus, or None for every bus.
-        message: The DBC message's name.
-        can_id: The message's id as Linux canid_t; for J1939 as the DBC gives it.
-        is_j1939: The message is matched by its PGN.
-        length: The message's bytes; at least what the signals need that are taken.
-        field: The signal's layout and conversion.
-        conditions: Signals of the same message that must have these physical values.
-        conversion: From the entry's unit to the catalogue's.
-    """
-
-    entry: Entry
-    scope: Scope
-    vss: VssSignal
-    bus: str | None
-    message: str
-    can_id: int
-    is_j1939: bool
-    length: int
-    field: Field
-    conditions: tuple[tuple[Field, int], ...]
-    conversion: Conversion
-
-    @property
-    def is_transported(self) -> bool:
-        """Whether the message comes in several frames of a transport protocol."""
-        return self.entry.isotp is not None or (self.is_j1939 and self.length > _FRAME_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

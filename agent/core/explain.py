@@ -14,7 +14,8 @@ import difflib
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 
-from agent.core.binding import Binding, Bound
+from agent.core.binding import Binding
+from agent.core.bound import Bound
 from agent.core.catalogue import Catalogue, Limit, Scope
 from agent.core.constraint import Constraints
 from agent.core.explanation import Explanation, Finding, Step, TakeFacts, View

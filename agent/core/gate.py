@@ -12,7 +12,7 @@ Rules:
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.core.binding import Bound
+from agent.core.bound import Bound
 from agent.core.decode import Field, compile_extract
 from agent.core.j1939tp import PGN_CM, PGN_DT
 from agent.core.mapping import IsoTp

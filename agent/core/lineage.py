@@ -11,19 +11,16 @@ Rules:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from agent.core.bound import Bound
 from agent.core.catalogue import Catalogue, ScopeClass
 from agent.core.decode import Field, Mux
 from agent.core.pgn import pgn_of
 
-if TYPE_CHECKING:
-    from agent.core.binding import Bound
-
 _Strictness = tuple[bool, bool, bool, float]
 
 
-def laxer(bounds: Sequence["Bound"], catalogue: Catalogue) -> Mapping[str, str]:
+def laxer(bounds: Sequence[Bound], catalogue: Catalogue) -> Mapping[str, str]:
     """Return the paths of one bus that must not be taken, each with the reason.
 
     Args:
@@ -61,7 +58,7 @@ def strictness(scope_class: ScopeClass) -> _Strictness:
     )
 
 
-def _is_made_of(lax: "Bound", strict: "Bound") -> bool:
+def _is_made_of(lax: Bound, strict: Bound) -> bool:
     sources = lax.entry.source, strict.entry.source
     if None not in sources and sources[0] != sources[1]:
         return False  # Two J1939 devices' messages.

@@ -10,7 +10,8 @@ Rules:
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.core.binding import Binding, Bound
+from agent.core.binding import Binding
+from agent.core.bound import Bound
 from agent.core.decode import Field
 from agent.core.model import CAN_EFF_FLAG
 from agent.core.plan import Plan

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from agent.core.binding import Binding, Bound
+from agent.core.binding import Binding
+from agent.core.bound import Bound
 from agent.core.catalogue import Catalogue
 from agent.core.gate import Pick, Tap, Taps, compile_gate
 from agent.core.model import NS_PER_S

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from agent.core.binding import Binding, Bound
+from agent.core.binding import Binding
+from agent.core.bound import Bound
 from agent.core.catalogue import Catalogue
 from agent.core.j1939tp import announced
 from agent.core.model import NS_PER_MS, Frame, Sample, Value

@@ -11,7 +11,7 @@ Rules:
 from dataclasses import dataclass, replace
 
 from agent.core.aggregate import Function, reason_impossible, result_of
-from agent.core.binding import Bound
+from agent.core.bound import Bound
 from agent.core.catalogue import Catalogue
 from agent.core.policy import Detail, Grant
 from agent.core.transform import INTEGER_RANGES
