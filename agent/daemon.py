@@ -337,7 +337,7 @@ class Daemon:
         before = self.agent
         before.turn(0.0)  # What came before is handled under the old files.
         before.finish()
-        is_private = self._consent.is_private
+        is_private = self._consent.stops.is_private
         self._wire(parts)
         self.agent.counts.update(before.counts)
         if is_private:

@@ -16,35 +16,28 @@ Rules:
  * The disk refusing a batch loses that batch, counted and logged, never the consent.
 """
 
-import hashlib
 import logging
 import queue
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.control.consent import Change, Consent, Received
+from agent.control.consent import Consent
+from agent.control.documents import Documents
+from agent.control.enactment import Enactment
 from agent.control.journal import Journal
-from agent.control.local import Surroundings, answer, health, status_report
+from agent.control.local import Local
 from agent.control.publisher import Publisher
+from agent.control.report import Surroundings, health, status_report
 from agent.control.sealer import Sealer
-from agent.core.ack import Ack, sign_ack
 from agent.core.admission import Admission
 from agent.core.clock import Moment, Reading
 from agent.core.cose import DeviceKey
-from agent.core.explain import explain
-from agent.core.jws import (
-    POLICY_TYP,
-    RESTRICT_TYP,
-    unsafe_unverified_payload,
-    unsafe_unverified_typ,
-)
-from agent.core.model import NS_PER_MS, NS_PER_S, Batch
+from agent.core.model import NS_PER_S, Batch
 from agent.core.plan import Plan
-from agent.core.standing import EVERY_GRANT
 from agent.core.status import StatusReport
 from agent.edge.control_socket import Ask
-from agent.edge.store import LocalStop, Purged, Store
+from agent.edge.store import Store
 from agent.edge.uplink import (
     Connected,
     Delivered,
@@ -115,7 +108,6 @@ class Agent:
         self._consent = consent
         self._uplink = uplink
         self._journal = journal
-        self._swap = swap
         self._clock = clock
         self._look = look
         self._told_ns: int | None = None  # When the counters were published last.
@@ -123,6 +115,28 @@ class Agent:
         self._ticked_ns = 0
         self.counts: Counter[str] = Counter()
         self.turns = 0
+        self._enactment = Enactment(
+            swap=swap, uplink=uplink, journal=journal, device=device, now=self._now
+        )
+        self._documents = Documents(
+            vehicle=vehicle,
+            device=device,
+            store=store,
+            consent=consent,
+            uplink=uplink,
+            journal=journal,
+            enactment=self._enactment,
+            clock=clock,
+        )
+        self.local = Local(
+            consent=consent,
+            documents=self._documents,
+            enactment=self._enactment,
+            journal=journal,
+            clock=clock,
+            look=look,
+            status=self._status,
+        )
         self._sealer = Sealer(
             vehicle=vehicle,
             device=device,
@@ -155,7 +169,7 @@ class Agent:
                 "policy on disk unusable", extra={"reason": exc.reason, "error": exc.message}
             )
             change = self._consent.refresh(reading)
-        self._enact(change, "time")
+        self._enactment.enact(change, "time")
 
     def turn(self, timeout_s: float = TICK_S) -> None:
         """Handle the events that lie in the queue, waiting for one at most `timeout_s`.
@@ -181,48 +195,7 @@ class Agent:
             PolicyRejected: Nothing changed.
             StoreError: It could not be written; nothing changed.
         """
-        return self._obey(token, self._clock()).admission
-
-    def stop(self, grant_id: str, by: int | str, for_ns: int | None) -> None:
-        """Stop a grant, or EVERY_GRANT, at the vehicle; see `Consent.stop`.
-
-        Args:
-            grant_id: What is stopped.
-            by: The uid of who asked.
-            for_ns: How long, or None: until it is lifted.
-        """
-        change = self._consent.stop(grant_id, f"uid {by}", for_ns, self._clock())
-        self._enact(change, "stop")
-        stop = LocalStop(grant_id, f"uid {by}", 0, for_ns)
-        self._journal.stopped(self._now().now_ns, stop, is_on=True, by=by)
-
-    def resume(self, grant_id: str, by: int | str) -> bool:
-        """Lift the local stop of a grant, or the one of EVERY_GRANT; False if there was none."""
-        change = self._consent.resume(grant_id, self._clock())
-        if change is None:
-            return False
-        self._enact(change, "stop")
-        stop = LocalStop(grant_id, f"uid {by}", 0)
-        self._journal.stopped(self._now().now_ns, stop, is_on=False, by=by)
-        return True
-
-    def knows(self, grant_id: str) -> bool:
-        """Whether the policy in force has this grant."""
-        return self._consent.grant(grant_id) is not None
-
-    def explain(self, path: str) -> Mapping[str, object]:
-        """Return why a path leaves the vehicle, or does not, as JSON members."""
-        around = self._look()
-        return explain(path, self._consent.view(self._now(), facts=around.facts)).members()
-
-    def hand_over(self, token: bytes, uid: int) -> Received:
-        """Apply a restrict document that was carried to the vehicle.
-
-        Raises:
-            PolicyRejected: Nothing changed.
-        """
-        self._journal.note(self._now().now_ns, "admin", verb="restrict", uid=uid)
-        return self._obey(token, self._clock())
+        return self._documents.obey(token, self._clock()).admission
 
     def finish(self) -> None:
         """Seal and store the batches that still lie in the queue; nothing else is done."""
@@ -240,11 +213,11 @@ class Agent:
                 for batch in batches:
                     self._sealer.keep(batch, self._now().now_ns)
             case Switched(is_private):
-                self._switch(is_private=is_private)
+                self.local.switch(is_private=is_private)
             case Ask():
-                answer(event, self, self._status)
+                self.local.answer(event)
             case PolicyArrived(data, token):
-                self._document(data)
+                self._documents.arrived(data)
                 self._publisher.saw_policy()
                 self._uplink.acknowledge(token)
             case Connected():
@@ -272,126 +245,6 @@ class Agent:
                 event = self._events.get_nowait()
         except queue.Empty:
             return events
-
-    def _document(self, data: bytes) -> None:
-        """Apply a document that arrived, and answer."""
-        reading, before = self._clock(), self._policy_version()
-        try:
-            received = self._obey(data, reading)
-        except PolicyRejected as exc:
-            _log.warning("policy refused", extra={"reason": exc.reason, "error": exc.message})
-            self._answer(payload_digest(data), "refused", exc.reason, before, None, reading)
-            return
-        outcome = "repeated" if received.change is None else "applied"
-        self._answer(payload_digest(data), outcome, "", before, received.change, reading)
-
-    def _obey(self, data: bytes, reading: Reading) -> Received:
-        """Apply a document: consent first, then the plan, what is in flight, and the ledger."""
-        digest = payload_digest(data).hex()
-        try:
-            received = self._consent.receive(data, reading)
-        except PolicyRejected as exc:
-            kind = "restriction-refused" if _typ(data) == RESTRICT_TYP else "policy-refused"
-            now_ns = self._now().now_ns
-            self._journal.note(now_ns, kind, sha256=digest, reason=exc.reason)
-            self._journal.checkpoint(now_ns, self._device)
-            raise
-        change, policy = received.change, self._consent.policy
-        if change is None:
-            epoch, ver = self._policy_version()
-            now_ns = self._now().now_ns
-            self._journal.note(now_ns, "policy-repeated", sha256=digest, epoch=epoch, ver=ver)
-            self._journal.checkpoint(now_ns, self._device)
-            return received
-        self._swap_and_cancel(change)
-        now_ns = self._now().now_ns
-        self._journal.note(now_ns, "policy-received", sha256=digest, bytes=len(data))
-        if received.restriction is not None:
-            grants = [g for g in received.restriction.grants if g != EVERY_GRANT]
-            self._journal.note(
-                now_ns,
-                "restriction-applied",
-                jti=received.restriction.jti,
-                mode=received.restriction.mode,
-                grants=sorted(grants),
-            )
-        elif policy is not None and received.typ == POLICY_TYP:
-            self._journal.policy_applied(now_ns, policy, received.before)
-        if fell_ns := self._consent.take_fall_ns():
-            self._journal.note(
-                now_ns, "floor-lowered", epoch=self._policy_version()[0], by=fell_ns // NS_PER_S
-            )
-        self._journal.changed(
-            now_ns, change, reason="policy" if received.restriction is None else "restriction"
-        )
-        self._journal.checkpoint(now_ns, self._device)
-        _log.info(
-            "policy applied",
-            extra={
-                "typ": received.typ,
-                "epoch": self._policy_version()[0],
-                "version": self._policy_version()[1],
-                "live": len(change.plan.live),
-                "ended": len(change.ended),
-                "purged": sum(t.envelopes for t in change.purged.erased.values()),
-            },
-        )
-        return received
-
-    def _answer(  # noqa: PLR0913, PLR0917 - the members of the answer
-        self,
-        digest: bytes,
-        outcome: str,
-        reason: str,
-        before: tuple[int, int],
-        change: Change | None,
-        arrived: Reading,
-    ) -> None:
-        epoch, ver = self._policy_version()
-        skipped = self._consent.plan.skipped if outcome != "refused" else ()
-        purged = change.purged if change is not None else Purged()
-        now = self._clock()
-        ack = Ack(
-            vehicle=self._vehicle,
-            payload_sha256=digest,
-            epoch=epoch,
-            ver=ver,
-            before=before,
-            outcome=outcome,
-            reason=reason,
-            time_s=self._consent.moment(now).now_ns // NS_PER_S,
-            counter=self._store.next_counter("ack"),
-            ledger_size=self._journal.head[0],
-            ledger_root=self._journal.head[1],
-            skipped=tuple(sorted({item.path for item in skipped})),
-            erased={g: (t.envelopes, t.size_bytes) for g, t in purged.erased.items()},
-            scrubbed=purged.scrubbed,
-            latency_ms=max(0, now.boot_ns - arrived.boot_ns) // NS_PER_MS,
-        )
-        self._uplink.publish_ack(sign_ack(ack, self._device))
-
-    def _policy_version(self) -> tuple[int, int]:
-        stored = self._store.in_force()
-        return (0, 0) if stored is None else (stored.epoch, stored.ver)
-
-    def _enact(self, change: Change, reason: str) -> None:
-        """Put in force what was changed without a document, and write it down."""
-        self._swap_and_cancel(change)
-        if change.moved or change.purged.erased:
-            now_ns = self._now().now_ns
-            self._journal.changed(now_ns, change, reason=reason)
-            self._journal.checkpoint(now_ns, self._device)
-
-    def _swap_and_cancel(self, change: Change) -> None:
-        """Swap the plan, then settle what is in flight of grants that may not publish any more."""
-        self._swap(change.plan)
-        for grant_id in change.halted:
-            self._uplink.cancel(grant_id)
-
-    def _switch(self, *, is_private: bool) -> None:
-        self._enact(self._consent.switch(self._clock(), is_private=is_private), "stop")
-        stop = LocalStop(EVERY_GRANT, "switch", 0)
-        self._journal.stopped(self._now().now_ns, stop, is_on=is_private, by="switch")
 
     def _now(self) -> Moment:
         return self._consent.moment(self._clock())
@@ -430,15 +283,13 @@ class Agent:
     def _refresh(self) -> None:
         """Put in force what time has changed, and give a receipt for what that ended."""
         reading = self._clock()
-        version = self._policy_version()
+        version = self._documents.version()
         change = self._consent.refresh(reading)
-        self._enact(change, "time")
+        self._enactment.enact(change, "time")
         for grant_id in change.ended:
             _log.info("grant expired", extra={"grant": grant_id})
         if change.ended or change.purged.erased:
-            policy = self._consent.policy
-            digest = bytes(32) if policy is None else bytes.fromhex(policy.payload_sha256)
-            self._answer(digest, "ended", "", version, change, reading)
+            self._documents.answer_ended(change, version, reading)
 
     def _tell_health(self, now: Moment) -> None:
         """Publish the counters, at once on a new connection and then once a minute."""
@@ -458,22 +309,3 @@ class Agent:
             is_up=self._publisher.is_up,
             around=self._look(),
         )
-
-
-def _typ(token: bytes) -> str | None:
-    """Return what kind of document a token says it is; None where it is no token."""
-    try:
-        return unsafe_unverified_typ(token)
-    except PolicyRejected:
-        return None
-
-
-def payload_digest(token: bytes) -> bytes:
-    """Return the SHA-256 that names a policy in its answer: of its payload.
-
-    Of what is no token, and so has no payload, it is that of the bytes as they came.
-    """
-    try:
-        return hashlib.sha256(unsafe_unverified_payload(token)).digest()
-    except PolicyRejected:
-        return hashlib.sha256(token).digest()

@@ -10,22 +10,22 @@ Rules:
    policy says.
  * An expired policy is zero grants. It still guards against going back.
  * A grant that had no fresh signed contact for its `offline_s` is suspended: its envelopes stay,
-   but nothing is collected or published until a newer policy has come. Contact is a policy whose
-   `iat` rose. Where nobody knows how long ago that was, it was too long ago.
- * A local stop is lifted at the vehicle only, or ends by itself after the time it was set for. That
-   time is counted while the board runs, so it may last longer than asked for, never shorter.
+   but nothing is collected or published until a newer policy has come (`agent.control.contact`).
+ * No document lifts what was stopped at the vehicle (`agent.control.stops`).
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from agent.control import contact
+from agent.control.change import Change, Received
+from agent.control.stops import Stops
 from agent.core.admission import Admission, InForce, admit, check_revisions
 from agent.core.binding import Binding
 from agent.core.catalogue import Catalogue
-from agent.core.clock import FloorClock, Moment, Reading, elapsed_ns
+from agent.core.clock import FloorClock, Moment, Reading
 from agent.core.expansion import check_owner_signature
 from agent.core.explanation import TakeFacts, View
 from agent.core.jws import RESTRICT_TYP, TRUST_TYP, Verified, verify_document, verify_policy_jws
@@ -33,13 +33,11 @@ from agent.core.model import NS_PER_S
 from agent.core.plan import Plan, compile_plan, empty_plan
 from agent.core.policy import Grant, Policy, parse_policy
 from agent.core.restrict import Restriction, admit_restriction, parse_restriction
-from agent.core.standing import EVERY_GRANT, Overlays, Standing, lapsed, standings
-from agent.core.status import StopStatus
+from agent.core.standing import EVERY_GRANT, Overlays, Standing, standings
 from agent.core.trust import Trust, parse_trust_document, renewed
 from agent.edge.store import (
     GrantState,
     LiveGrant,
-    LocalStop,
     Purged,
     Store,
     StoredPolicy,
@@ -48,52 +46,8 @@ from agent.edge.store import (
 )
 from agent.errors import PolicyRejected
 
-# Names of the numbers that say when the last fresh signed contact was.
-_CONTACT = ("contact_ns", "contact_boot_ns", "contact_boot", "contact_known")
 _TRUST = "trust"  # The name under which the trust document is kept.
-_EARLIER_BOOT = "an earlier boot"
 KEEP_TIME_NS = 60 * NS_PER_S  # How often what is known about time goes to disk.
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a document, a local stop, or the passing of time did.
-
-    Attributes:
-        plan: The plan to swap in.
-        ended: Ids of grants that are over.
-        halted: Ids of grants that may not publish any more: ended, paused or suspended.
-        moved: Every grant whose standing changed: its id, its rev, and where it stands now.
-        purged: What was erased from the spool.
-    """
-
-    plan: Plan
-    ended: tuple[str, ...] = ()
-    halted: tuple[str, ...] = ()
-    moved: tuple[tuple[str, int, Standing], ...] = ()
-    purged: Purged = field(default_factory=Purged)
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """What became of a signed document that was not refused.
-
-    Attributes:
-        typ: POLICY_TYP, RESTRICT_TYP or TRUST_TYP.
-        change: What it did; None where it repeats what is in force.
-        before: The policy that was in force before.
-        restriction: The document, where it is a restriction.
-    """
-
-    typ: str
-    change: Change | None
-    before: Policy | None = None
-    restriction: Restriction | None = None
-
-    @property
-    def admission(self) -> Admission:
-        """Whether it took effect or repeats what is in force."""
-        return Admission.REPEAT if self.change is None else Admission.APPLY
 
 
 class Consent:
@@ -122,10 +76,8 @@ class Consent:
         self._overlays = Overlays()
         self._known = True  # Whether time was known when the plan was made.
         self._stands: dict[str, Standing] = {}
-        self._stop_ends_ns: dict[str, int] = {}  # On CLOCK_BOOTTIME, of the stops that end.
-        self._switched = False
-        self._switched_ns = 0
         self._fell_ns = 0
+        self.stops = Stops(store)
         self.policy: Policy | None = None
         self.plan: Plan = empty_plan()
 
@@ -165,9 +117,7 @@ class Consent:
                 No grant is live then; what lies in the spool waits for the next policy.
         """
         now = self.moment(reading)
-        for stop in self._store.local_stops():
-            if stop.left_ns is not None:
-                self._stop_ends_ns[stop.grant_id] = now.boot_ns + stop.left_ns
+        self.stops.restore(now)
         self._trust = trust_in_force(self._store, self._trust_file)
         self._take_up_policy(now)
         return self.refresh(reading)
@@ -212,7 +162,7 @@ class Consent:
             now = self.moment(reading)
             self._check_owner(policy, verified, now)
             fresh = before is None or policy.iat_s > before.iat_s
-            change = self._put_in_force(token, policy, now if fresh else self._contact, now)
+            change = self._put_in_force(token, policy, now, is_fresh=fresh)
         except BaseException:
             self._clock.floor_ns = floor_ns
             raise
@@ -275,61 +225,9 @@ class Consent:
             self._take_up_policy(self.moment(reading))
         return Received(verified.typ, self.refresh(reading), before)
 
-    def stop(self, grant_id: str, who: str, for_ns: int | None, reading: Reading) -> Change:
-        """Stop a grant, or EVERY_GRANT, at the vehicle; a stop that holds is never shortened.
-
-        Args:
-            grant_id: May name a grant that is not there yet.
-            who: For the ledger: `uid 1000`.
-            for_ns: How long, counted while the board runs; None: until `resume`.
-            reading: What the clocks say.
-
-        Raises:
-            StoreError: It could not be written; it does not hold.
-        """
-        now = self.moment(reading)
-        if any(stop.grant_id == grant_id for stop in self._store.local_stops()):
-            # Who may stop must not lift, by a short stop, a longer one that others may resume.
-            end_ns = self._stop_ends_ns.pop(grant_id, None)
-            for_ns = None if end_ns is None or for_ns is None else max(for_ns, end_ns - now.boot_ns)
-        if for_ns is not None:
-            self._stop_ends_ns[grant_id] = now.boot_ns + for_ns
-        self._store.keep_local_stop(LocalStop(grant_id, who, now.now_ns, for_ns))
-        return self.refresh(reading)
-
-    def resume(self, grant_id: str, reading: Reading) -> Change | None:
-        """Lift the local stop of a grant, or the one of EVERY_GRANT; no other word is touched.
-
-        Returns:
-            What it did; None where there was no such stop.
-
-        Raises:
-            StoreError: It could not be written; the stop holds.
-        """
-        if not self._store.lift_local_stop(grant_id):
-            return None
-        self._stop_ends_ns.pop(grant_id, None)
-        return self.refresh(reading)
-
-    def switch(self, reading: Reading, *, is_private: bool) -> Change:
-        """Follow the vehicle's privacy switch: a stop of every grant that is not kept on disk."""
-        if is_private != self._switched:
-            self._switched, self._switched_ns = is_private, self.moment(reading).now_ns
-        return self.refresh(reading)
-
-    def stops(self, now: Moment) -> tuple[StopStatus, ...]:
-        """Return the stops that hold at the vehicle."""
-        found = []
-        for stop in self._store.local_stops():
-            end_ns = self._stop_ends_ns.get(stop.grant_id)
-            left_s = None if end_ns is None else max(0, end_ns - now.boot_ns) // NS_PER_S
-            found.append(StopStatus(stop.grant_id, stop.who, stop.since_ns // NS_PER_S, left_s))
-        if self._switched:
-            found.append(StopStatus(EVERY_GRANT, "switch", self._switched_ns // NS_PER_S, None))
-        return tuple(found)
-
-    def view(self, now: Moment, *, facts: Mapping[tuple[str, str], TakeFacts]) -> View:
+    def view(self, reading: Reading, *, facts: Mapping[tuple[str, str], TakeFacts]) -> View:
         """Return the vehicle as `explain` looks at it."""
+        now = self.moment(reading)
         grants = self.policy.grants if self.policy is not None else ()
         return View(
             catalogue=self._catalogue,
@@ -339,25 +237,20 @@ class Consent:
             now_ns=now.now_ns,
             is_time_known=now.is_known,
             overlays=self._overlays,
-            stops=self.stops(now),
+            stops=self.stops.status(now),
             ended=frozenset(
                 g.grant_id for g in grants if self._store.tombstoned(g.grant_id) is not None
             ),
             facts=facts,
         )
 
-    @property
-    def is_private(self) -> bool:
-        """Whether the privacy switch holds everything."""
-        return self._switched
-
     def is_due(self, now: Moment) -> bool:
         """Whether a grant has begun, ended or lapsed since the plan was made."""
         return (
             not self.plan.from_ns <= now.now_ns < self.plan.until_ns
             or now.is_known != self._known
-            or any(end_ns <= now.boot_ns for end_ns in self._stop_ends_ns.values())
-            or self._lapsed(self.policy, self._contact, now) != self._overlays.lapsed
+            or self.stops.is_due(now)
+            or contact.lapsed_grants(self.policy, self._contact, now) != self._overlays.lapsed
         )
 
     def refresh(self, reading: Reading) -> Change:
@@ -367,9 +260,7 @@ class Consent:
             StoreError: The disk refused; the plan stays as it was, and it takes nothing any more.
         """
         now = self.moment(reading)
-        for grant_id in [g for g, end in self._stop_ends_ns.items() if end <= now.boot_ns]:
-            self._store.lift_local_stop(grant_id)
-            del self._stop_ends_ns[grant_id]
+        lifted = self.stops.end(now)
         overlays = self._current_overlays(self.policy, self._contact, now)
         stands = dict(standings(self.policy, overlays, now.now_ns)) if self.policy else {}
         before = self._store.live_grants()
@@ -386,7 +277,8 @@ class Consent:
             if grant.state != state:
                 self._store.set_grant_state(grant.grant_id, state)
         plan = self._compiled(self.policy, stands, now)
-        return self._changed(plan, stands, overlays, now, before, purged)
+        change = self._changed(plan, stands, overlays, now, before, purged)
+        return replace(change, lifted=lifted)
 
     def keep_time(self, now: Moment, *, force: bool = False) -> None:
         """Write what is known about time to disk, once a minute.
@@ -399,11 +291,7 @@ class Consent:
         self._kept_ns = now.boot_ns
         if now.is_known:
             self._store.keep_numbers({"floor_ns": self._clock.floor_ns})
-        for stop in self._store.local_stops():
-            end_ns = self._stop_ends_ns.get(stop.grant_id)
-            if end_ns is not None:
-                left_ns = max(0, end_ns - now.boot_ns)
-                self._store.keep_local_stop(replace(stop, left_ns=left_ns))
+        self.stops.keep(now)
 
     def grant(self, grant_id: str) -> Grant | None:
         """Return a grant of the policy in force."""
@@ -427,23 +315,18 @@ class Consent:
                 self._store.set_grant_state(grant.grant_id, "pending")
             raise
         self._clock.raise_to(self.policy.iat_s)
-        self._contact = self._kept_contact(now)
+        self._contact = contact.kept(self._store, now)
 
-    def _put_in_force(
-        self, token: bytes, policy: Policy, contact: Moment | None, now: Moment
-    ) -> Change:
+    def _put_in_force(self, token: bytes, policy: Policy, now: Moment, *, is_fresh: bool) -> Change:
+        touched = now if is_fresh else self._contact
         over = self._store.taken_over() | set(policy.taken_over)
-        overlays = self._current_overlays(policy, contact, now, over)
+        overlays = self._current_overlays(policy, touched, now, over)
         stands = dict(standings(policy, overlays, now.now_ns))
         plan = self._compiled(policy, stands, now)
         before = self._store.live_grants()
         numbers = {"floor_ns": self._clock.floor_ns}
-        if contact is now:
-            numbers |= zip(
-                _CONTACT,
-                (now.now_ns, now.boot_ns, _boot_number(now.boot_id), int(now.is_known)),
-                strict=True,
-            )
+        if is_fresh:
+            numbers |= contact.numbers(now)
         purged = self._store.apply_policy(
             StoredPolicy(
                 jws=token,
@@ -468,7 +351,7 @@ class Consent:
             taken_over=policy.taken_over,
             numbers=numbers,
         )
-        self.policy, self._contact = policy, contact
+        self.policy, self._contact = policy, touched
         return self._changed(plan, stands, overlays, now, before, purged)
 
     def _classes(self, grant: Grant) -> tuple[str, ...]:
@@ -519,17 +402,14 @@ class Consent:
     def _current_overlays(
         self,
         policy: Policy | None,
-        contact: Moment | None,
+        touched: Moment | None,
         now: Moment,
         over: AbstractSet[str] | None = None,
     ) -> Overlays:
-        stopped = {stop.grant_id for stop in self._store.local_stops()}
-        if self._switched:
-            stopped.add(EVERY_GRANT)
         return replace(
             self._restricted(self._store.taken_over() if over is None else over),
-            stopped=frozenset(stopped),
-            lapsed=self._lapsed(policy, contact, now),
+            stopped=self.stops.grants,
+            lapsed=contact.lapsed_grants(policy, touched, now),
         )
 
     def _restricted(self, over: AbstractSet[str]) -> Overlays:
@@ -538,23 +418,6 @@ class Consent:
         return Overlays(
             revoked=_named(restrictions, "revoke"), paused=_named(restrictions, "pause")
         )
-
-    def _lapsed(self, policy: Policy | None, contact: Moment | None, now: Moment) -> frozenset[str]:
-        if policy is None:
-            return frozenset()
-        age_ns = None if contact is None else elapsed_ns(contact, now)
-        if age_ns is None and now.is_known:
-            # It came after it was signed: the worst case that is still certain.
-            age_ns = max(0, now.now_ns - policy.iat_s * NS_PER_S)
-        return lapsed(policy.grants, age_ns)
-
-    def _kept_contact(self, now: Moment) -> Moment | None:
-        """Return when the last fresh contact was, from what is on disk."""
-        now_ns, boot_ns, boot, is_known = (self._store.number(name) for name in _CONTACT)
-        if now_ns is None or boot_ns is None:
-            return None
-        boot_id = now.boot_id if boot == _boot_number(now.boot_id) else _EARLIER_BOOT
-        return Moment(now_ns, boot_ns, boot_id, bool(is_known))
 
     def _compiled(self, policy: Policy | None, stands: dict[str, Standing], now: Moment) -> Plan:
         # A grant with a tombstone is not live, whatever the policy says of it.
@@ -607,8 +470,3 @@ def _ended(stands: dict[str, Standing], overlays: Overlays) -> list[Tombstone]:
     for grant_id in overlays.revoked - {EVERY_GRANT}:
         ends.setdefault(grant_id, Tombstone(grant_id, "revoked"))
     return list(ends.values())
-
-
-def _boot_number(boot_id: str) -> int:
-    """Return a number for the name of a boot, to be kept among the store's numbers."""
-    return int.from_bytes(hashlib.sha256(boot_id.encode()).digest()[:7])

@@ -11,7 +11,7 @@ Rules:
 
 from collections.abc import Callable
 
-from agent.control.consent import Change
+from agent.control.change import Change
 from agent.core.cose import DeviceKey
 from agent.core.ledgerevent import Fact, event
 from agent.core.model import NS_PER_S
@@ -19,7 +19,6 @@ from agent.core.policy import GrantState, Policy
 from agent.core.rollup import RollUp
 from agent.core.standing import EVERY_GRANT
 from agent.edge.ledger import Ledger
-from agent.edge.store import LocalStop
 
 
 class Journal:
@@ -77,6 +76,8 @@ class Journal:
             change: What was changed.
             reason: `policy`, `restriction`, `stop` or `time`.
         """
+        for grant_id in change.lifted:
+            self.resumed(now_ns, grant_id, by="timer")
         for grant_id, rev, standing in change.moved:
             self._add(now_ns, "grant-state", grant=grant_id, rev=rev, state=standing.value)
         for grant_id, tally in change.purged.erased.items():
@@ -88,21 +89,24 @@ class Journal:
                 bytes=tally.size_bytes,
                 reason=reason,
             )
-
         for grant_id, rev, standing in change.moved:
             if standing.is_end and change.purged.scrubbed:
                 self._add(now_ns, "grant-state", grant=grant_id, rev=rev, state="purged")
 
-    def stopped(self, now_ns: int, stop: LocalStop, *, is_on: bool, by: int | str) -> None:
-        """Write that somebody at the vehicle has stopped a grant, or lifted the stop."""
-        self.note(
-            now_ns,
-            "local-stop",
-            state="on" if is_on else "off",
-            by=by,
-            grants=[] if stop.grant_id == EVERY_GRANT else [stop.grant_id],
-            seconds=(stop.left_ns or 0) // NS_PER_S,
-        )
+    def stopped(self, now_ns: int, grant_id: str, *, by: int | str, for_ns: int | None) -> None:
+        """Write that a grant, or EVERY_GRANT, was stopped at the vehicle.
+
+        Args:
+            now_ns: ns since the epoch.
+            grant_id: What was stopped.
+            by: The uid of who asked, or `switch`.
+            for_ns: For how long; None: until it is lifted.
+        """
+        self._local_stop(now_ns, "on", grant_id, by, (for_ns or 0) // NS_PER_S)
+
+    def resumed(self, now_ns: int, grant_id: str, *, by: int | str) -> None:
+        """Write that such a stop was lifted: by a uid, `switch`, or `timer`."""
+        self._local_stop(now_ns, "off", grant_id, by, 0)
 
     def tick(self, now_ns: int, device: DeviceKey) -> None:
         """Write the minute's counts, and a checkpoint where one is due."""
@@ -114,6 +118,12 @@ class Journal:
     def checkpoint(self, now_ns: int, device: DeviceKey) -> None:
         """Sign the head, keep that, and send it."""
         self._publish(self._ledger.checkpoint(now_ns, device))
+
+    def _local_stop(
+        self, now_ns: int, state: str, grant_id: str, by: int | str, seconds: int
+    ) -> None:
+        grants = [] if grant_id == EVERY_GRANT else [grant_id]
+        self.note(now_ns, "local-stop", state=state, by=by, grants=grants, seconds=seconds)
 
     def _add(self, now_ns: int, name: str, **facts: Fact) -> None:
         """Write an entry that the next checkpoint puts on disk."""

@@ -1,203 +1,164 @@
-"""What is asked of the agent at the vehicle, and how it tells how it is.
+"""What is asked of the agent at the vehicle: stop, resume, look, explain, hand over a document.
 
 Rules:
  * Who may ask what was decided before (`agent.edge.control_socket`).
  * A document that is handed over here can only restrict: another kind is refused unread.
- * Nothing told here is a signal's value; counts of traffic that nobody granted stay on the board.
+ * A failure is the answer too; but where the disk refuses what consent needs, the process must
+   not go on.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 from agent.control.consent import Consent
+from agent.control.documents import Documents
+from agent.control.enactment import Enactment
+from agent.control.journal import Journal
+from agent.control.report import Surroundings
 from agent.core.admission import Admission
 from agent.core.ask import Explain, Pause, Restrict, Resume, Status
-from agent.core.clock import Moment
-from agent.core.explanation import TakeFacts
+from agent.core.clock import Reading
+from agent.core.explain import explain
 from agent.core.jws import RESTRICT_TYP, unsafe_unverified_typ
 from agent.core.model import NS_PER_S
-from agent.core.policy import Grant
-from agent.core.standing import EVERY_GRANT, Standing
-from agent.core.status import (
-    BusStatus,
-    GrantStatus,
-    LaneStatus,
-    PolicyStatus,
-    RestrictionStatus,
-    StatusReport,
-)
+from agent.core.standing import EVERY_GRANT
+from agent.core.status import StatusReport
 from agent.edge.control_socket import Ask
-from agent.edge.store import Store, Tally
-from agent.edge.uplink import Uplink
 from agent.errors import AgentError, AskRefused, PolicyRejected, StoreError
 
-if TYPE_CHECKING:
-    from agent.control.agent import Agent
 
-HEALTH_VERSION = 1
+class Local:
+    """Does what people at the vehicle ask for. Used by the agent thread only."""
 
+    def __init__(  # noqa: PLR0913 - the lane's parts, by keyword
+        self,
+        *,
+        consent: Consent,
+        documents: Documents,
+        enactment: Enactment,
+        journal: Journal,
+        clock: Callable[[], Reading],
+        look: Callable[[], Surroundings],
+        status: Callable[[], StatusReport],
+    ) -> None:
+        """Put it together.
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the agent lane does not own but is asked about.
+        Args:
+            consent: In force.
+            documents: Obeys what is handed over.
+            enactment: Puts stops in force.
+            journal: Over the open ledger.
+            clock: What the machine's clocks say.
+            look: How the other lanes are.
+            status: How the agent is.
+        """
+        self._consent = consent
+        self._documents = documents
+        self._enactment = enactment
+        self._journal = journal
+        self._clock = clock
+        self._look = look
+        self._status = status
 
-    Attributes:
-        started_s: s since the epoch.
-        facts: (grant id, path) → what became of its values; no value among it.
-    """
+    def answer(self, ask: Ask) -> None:
+        """Do what was asked, and answer.
 
-    version: str
-    started_s: int
-    lanes: tuple[LaneStatus, ...]
-    buses: tuple[BusStatus, ...]
-    facts: Mapping[tuple[str, str], TakeFacts] = field(default_factory=dict)
+        Raises:
+            StoreError: The disk refused what consent needs; that was the answer.
+        """
+        try:
+            ask.answer(self._done(ask))
+        except PolicyRejected as exc:
+            ask.refuse(exc.message, hint=exc.hint, reason=exc.reason)
+        except AgentError as exc:
+            ask.refuse(exc.message, hint=exc.hint)
+            if isinstance(exc, StoreError):
+                raise
 
+    def stop(self, grant_id: str, by: int, for_ns: int | None) -> None:
+        """Stop a grant, or EVERY_GRANT.
 
-def answer(ask: Ask, agent: "Agent", status: Callable[[], StatusReport]) -> None:
-    """Do what was asked and answer; a failure is the answer too."""
-    try:
-        ask.answer(_done(ask, agent, status))
-    except PolicyRejected as exc:
-        ask.refuse(exc.message, hint=exc.hint, reason=exc.reason)
-    except AgentError as exc:
-        ask.refuse(exc.message, hint=exc.hint)
-        if isinstance(exc, StoreError):
-            raise  # The disk refuses what consent needs: the process must not go on.
+        Args:
+            grant_id: What is stopped.
+            by: The uid of who asked.
+            for_ns: How long, or None: until it is lifted.
 
+        Raises:
+            StoreError: It could not be written; it does not hold.
+        """
+        reading = self._clock()
+        now = self._consent.moment(reading)
+        self._consent.stops.hold(grant_id, who=f"uid {by}", for_ns=for_ns, now=now)
+        self._enactment.enact(self._consent.refresh(reading), "stop")
+        self._journal.stopped(now.now_ns, grant_id, by=by, for_ns=for_ns)
 
-def _done(ask: Ask, agent: "Agent", status: Callable[[], StatusReport]) -> Mapping[str, object]:
-    match ask.verb:
-        case Pause(grant, for_s):
-            if grant is not None and not agent.knows(grant):
-                raise AskRefused(
-                    f"the policy in force has no grant {grant}", hint="consentry status names them"
-                )
-            for_ns = None if for_s is None else for_s * NS_PER_S
-            agent.stop(grant or EVERY_GRANT, ask.peer.uid, for_ns)
-            return {"stops": [asdict(stop) for stop in status().stops]}
-        case Resume(grant):
-            if not agent.resume(grant or EVERY_GRANT, ask.peer.uid):
-                raise AskRefused(
-                    f"there is no stop of {grant or 'all grants'} to lift",
-                    hint="consentry status names the stops that hold",
-                )
-            return {"stops": [asdict(stop) for stop in status().stops]}
-        case Status():
-            return status().members()
-        case Explain(path):
-            return agent.explain(path)
-        case Restrict(token):
-            return _restricted(token.encode("ascii"), agent, ask.peer.uid)
+    def resume(self, grant_id: str, by: int) -> bool:
+        """Lift the stop of a grant, or the one of EVERY_GRANT; False if there was none.
 
+        Raises:
+            StoreError: It could not be written; the stop holds.
+        """
+        if not self._consent.stops.lift(grant_id):
+            return False
+        reading = self._clock()
+        self._enactment.enact(self._consent.refresh(reading), "stop")
+        self._journal.resumed(self._consent.moment(reading).now_ns, grant_id, by=by)
+        return True
 
-def _restricted(token: bytes, agent: "Agent", uid: int) -> Mapping[str, object]:
-    typ = unsafe_unverified_typ(token)
-    if typ != RESTRICT_TYP:
-        raise PolicyRejected(
-            f"the document has typ {typ}, expected {RESTRICT_TYP}",
-            reason="header",
-            hint="only what restricts is taken here; a policy comes from the platform",
-        )
-    received = agent.hand_over(token, uid)
-    document = received.restriction
-    assert document is not None, "its typ says so"
-    outcome = "repeated" if received.admission is Admission.REPEAT else "applied"
-    return {"outcome": outcome, "mode": document.mode, "grants": list(document.grants)}
+    def switch(self, *, is_private: bool) -> None:
+        """Follow the vehicle's privacy switch."""
+        reading = self._clock()
+        now = self._consent.moment(reading)
+        self._consent.stops.switch(now, is_private=is_private)
+        self._enactment.enact(self._consent.refresh(reading), "stop")
+        if is_private:
+            self._journal.stopped(now.now_ns, EVERY_GRANT, by="switch", for_ns=None)
+        else:
+            self._journal.resumed(now.now_ns, EVERY_GRANT, by="switch")
 
+    def _done(self, ask: Ask) -> Mapping[str, object]:
+        match ask.verb:
+            case Pause(grant, for_s):
+                if grant is not None and self._consent.grant(grant) is None:
+                    raise AskRefused(
+                        f"the policy in force has no grant {grant}",
+                        hint="consentry status names them",
+                    )
+                for_ns = None if for_s is None else for_s * NS_PER_S
+                self.stop(grant or EVERY_GRANT, ask.peer.uid, for_ns)
+                return self._stops()
+            case Resume(grant):
+                if not self.resume(grant or EVERY_GRANT, ask.peer.uid):
+                    raise AskRefused(
+                        f"there is no stop of {grant or 'all grants'} to lift",
+                        hint="consentry status names the stops that hold",
+                    )
+                return self._stops()
+            case Status():
+                return self._status().members()
+            case Explain(path):
+                facts = self._look().facts
+                return explain(path, self._consent.view(self._clock(), facts=facts)).members()
+            case Restrict(token):
+                return self._restrict(token.encode("ascii"), ask.peer.uid)
 
-def health(status: StatusReport) -> bytes:
-    """Return the counters that the platform gets: nothing of them tells of ungranted traffic."""
-    policy = status.policy
-    return json.dumps(
-        {
-            "v": HEALTH_VERSION,
-            "version": status.version,
-            "t": status.now_s,
-            "up_s": max(0, status.now_s - status.started_s),
-            "time_known": status.is_time_known,
-            "policy": None if policy is None else [policy.epoch, policy.ver],
-            "grants": {grant.grant_id: grant.state for grant in status.grants},
-            "spool": {
-                "envelopes": sum(grant.envelopes for grant in status.grants),
-                "bytes": sum(grant.size_bytes for grant in status.grants),
-            },
-            "stopped": bool(status.stops),
-            "counts": dict(sorted(status.counts.items())),
-            "buses": {bus.name: bus.state for bus in status.buses},
-            "certificate_ends_s": status.certificate_ends_s,
-        },
-        separators=(",", ":"),
-    ).encode()
+    def _stops(self) -> Mapping[str, object]:
+        now = self._consent.moment(self._clock())
+        return {"stops": [asdict(stop) for stop in self._consent.stops.status(now)]}
 
-
-def status_report(  # noqa: PLR0913 - whoever is asked
-    vehicle: str,
-    consent: Consent,
-    store: Store,
-    uplink: Uplink,
-    *,
-    now: Moment,
-    counts: Mapping[str, int],
-    is_up: bool,
-    around: Surroundings,
-) -> StatusReport:
-    """Return how the agent is."""
-    policy, tallies = consent.policy, store.counts()
-    return StatusReport(
-        version=around.version,
-        vehicle=vehicle,
-        started_s=around.started_s,
-        now_s=now.now_ns // NS_PER_S,
-        is_time_known=now.is_known,
-        policy=None
-        if policy is None
-        else PolicyStatus(policy.epoch, policy.ver, policy.iat_s, policy.exp_s),
-        lanes=around.lanes,
-        buses=around.buses,
-        grants=tuple(
-            _grant(grant, consent, tallies.get(grant.grant_id, Tally(0, 0)))
-            for grant in (policy.grants if policy is not None else ())
-        ),
-        stops=consent.stops(now),
-        restrictions=tuple(
-            RestrictionStatus(r.jti, r.mode, r.grants, r.iat_s)
-            for r in store.restrictions()
-            if not r.taken_over
-        ),
-        uplink="up" if is_up else "down",
-        in_flight=len(uplink.in_flight()),
-        counts=counts,
-        certificate_ends_s=uplink.certificate_ends_s,
-    )
-
-
-def _grant(grant: Grant, consent: Consent, tally: Tally) -> GrantStatus:
-    policy = consent.policy
-    ends = [end for end in (grant.exp_s, policy.exp_s if policy else None) if end is not None]
-    return GrantStatus(
-        grant_id=grant.grant_id,
-        rev=grant.rev,
-        recipient=grant.recipient_id or "",
-        scopes=tuple(detail.scope for detail in grant.details),
-        state=consent.standings.get(grant.grant_id, Standing.PENDING).value,
-        why=_why(grant.grant_id, consent),
-        until_s=min(ends, default=None),
-        envelopes=tally.envelopes,
-        size_bytes=tally.size_bytes,
-    )
-
-
-def _why(grant_id: str, consent: Consent) -> str:
-    """Say what holds a grant beside the policy."""
-    overlays = consent.overlays
-    for which, words in (
-        (overlays.stopped, "stopped at the vehicle"),
-        (overlays.revoked, "revoked by a restrict document"),
-        (overlays.paused, "paused by a restrict document"),
-        (overlays.lapsed, "no fresh policy for longer than offline_s"),
-    ):
-        if grant_id in which or EVERY_GRANT in which:
-            return words
-    return ""
+    def _restrict(self, token: bytes, uid: int) -> Mapping[str, object]:
+        typ = unsafe_unverified_typ(token)
+        if typ != RESTRICT_TYP:
+            raise PolicyRejected(
+                f"the document has typ {typ}, expected {RESTRICT_TYP}",
+                reason="header",
+                hint="only what restricts is taken here; a policy comes from the platform",
+            )
+        reading = self._clock()
+        now_ns = self._consent.moment(reading).now_ns
+        self._journal.note(now_ns, "admin", verb="restrict", uid=uid)
+        received = self._documents.obey(token, reading)
+        document = received.restriction
+        assert document is not None, "its typ says so"
+        outcome = "repeated" if received.admission is Admission.REPEAT else "applied"
+        return {"outcome": outcome, "mode": document.mode, "grants": list(document.grants)}

@@ -349,7 +349,7 @@ class ConsentMachine(RuleBasedStateMachine):
     @rule(grant=st.sampled_from((*GRANTS, "*")), for_s=st.sampled_from([None, 60, 7200]))
     def somebody_stops_it(self, grant: str, for_s: int | None) -> None:
         for_ns = None if for_s is None else for_s * NS_PER_S
-        self.vehicle.agent.stop(grant, 1000, for_ns)
+        self.vehicle.agent.local.stop(grant, 1000, for_ns)
         end_s = float("inf") if for_s is None else self.model.boot_s + for_s
         self.model.stops[grant] = max(end_s, self.model.stops.get(grant, 0.0))
         self._settle()
@@ -379,7 +379,7 @@ class ConsentMachine(RuleBasedStateMachine):
 
     @rule(grant=st.sampled_from((*GRANTS, "*")))
     def somebody_resumes(self, grant: str) -> None:
-        self.vehicle.agent.resume(grant, 1000)
+        self.vehicle.agent.local.resume(grant, 1000)
         self.model.stops.pop(grant, None)
         self._settle()
 

@@ -1,6 +1,6 @@
 """The agent lane by itself: a real store, a network lane that was never started."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from agent.cloud.policy import recipient
 from agent.control import Agent, Batches, Consent, Journal, Surroundings
 from agent.control.publisher import POLICY_FIRST_S, POLICY_NEXT_S
 from agent.core.clock import Reading
+from agent.core.ledgerevent import Fact
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
-from agent.edge.ledger import Ledger
+from agent.edge.ledger import Ledger, read_entries
 from agent.edge.store import Store
 from agent.edge.uplink import (
     Connected,
@@ -23,7 +24,7 @@ from agent.edge.uplink import (
     Uplink,
     UplinkConfig,
 )
-from agent.errors import StoreError
+from agent.errors import LedgerError, StoreError
 from tests import car
 from tests.cloud import VEHICLE, Cloud
 
@@ -47,6 +48,7 @@ class Lane:
             named_buses=(),
         )
         self.now_reading = lambda: Reading(self.now_ns, self.now_ns, BOOT, is_synchronised=True)
+        self.state = state
         self.ledger = Ledger.open(
             state / "ledger", vehicle=VEHICLE, boot_id=BOOT, now_ns=self.now_ns
         )
@@ -70,6 +72,11 @@ class Lane:
             clock=self.now_reading,
             look=lambda: Surroundings("0.0.0", 0, (), ()),
         )
+
+    def events(self, name: str) -> list[Mapping[str, Fact]]:
+        """Return what the ledger says of one kind of event."""
+        entries = [entry for _, entry in read_entries(self.state / "ledger")]
+        return [e.facts for e in entries if not isinstance(e, LedgerError) and e.name == name]
 
     def arrive(self, token: str) -> None:
         self.agent.post(PolicyArrived(token.encode(), PolicyToken(1, 1)))
@@ -162,3 +169,20 @@ def test_every_connection_waits_for_its_own_policy(lane: Lane, cloud: Cloud) -> 
     lane.agent.turn(0.0)
 
     assert POLICY_NEXT_S < lane.agent._publisher.begins_in_s <= POLICY_FIRST_S
+
+
+def test_the_ledger_tells_who_stopped_everything_and_that_the_time_was_up(
+    lane: Lane, cloud: Cloud
+) -> None:
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+
+    lane.agent.local.stop("*", 1000, 60 * NS_PER_S)
+    stopped = [*lane.plans[-1].live]
+    lane.now_ns += 60 * NS_PER_S
+    lane.agent.turn(0.0)
+
+    assert stopped == []
+    assert [grant.grant_id for grant in lane.plans[-1].live] == ["g1"]
+    assert [
+        (facts["state"], facts["by"], facts["seconds"]) for facts in lane.events("local-stop")
+    ] == [("on", 1000, 60), ("off", "timer", 0)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.cloud.policy import sign_policy
-from agent.control import Consent
+from agent.control import Change, Consent
 from agent.core.admission import Admission
 from agent.core.clock import Reading
 from agent.core.model import NS_PER_S
@@ -431,12 +431,21 @@ def test_a_higher_epoch_lowers_a_floor_that_a_wrong_date_had_lifted(
     assert consent_of(store, cloud).moment(at(cloud, 62)).now_ns == (cloud.now_s + 62) * NS_PER_S
 
 
+def stop(
+    consent: Consent, grant_id: str, reading: Reading, *, uid: int = 1000, for_s: int | None = None
+) -> Change:
+    for_ns = None if for_s is None else for_s * NS_PER_S
+    now = consent.moment(reading)
+    consent.stops.hold(grant_id, who=f"uid {uid}", for_ns=for_ns, now=now)
+    return consent.refresh(reading)
+
+
 def test_a_local_stop_closes_at_once_and_no_policy_lifts_it(store: Store, cloud: Cloud) -> None:
     consent = consent_of(store, cloud)
     consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), at(cloud))
     spool(store, "g1")
 
-    change = consent.stop("*", "uid 1000", None, at(cloud, 1))
+    change = stop(consent, "*", at(cloud, 1))
     newer = cloud.policy(cloud.grant(ODOMETER, grant_id="g1"), iat=cloud.now_s + 2)
     consent.receive(newer.encode(), at(cloud, 2))
     again = consent_of(store, cloud)
@@ -445,7 +454,8 @@ def test_a_local_stop_closes_at_once_and_no_policy_lifts_it(store: Store, cloud:
     assert change.halted == ("g1",)
     assert granted(consent) == granted(again) == set()
     assert store.counts()["g1"].envelopes == 1, "a pause erases nothing"
-    again.resume("*", at(cloud, 4))
+    assert again.stops.lift("*")
+    again.refresh(at(cloud, 4))
     assert granted(again) == {("g1", "read_odometer")}
 
 
@@ -454,8 +464,9 @@ def test_a_stop_of_one_grant_leaves_the_others(store: Store, cloud: Cloud) -> No
     two = cloud.policy(cloud.grant(ODOMETER), cloud.grant(LOCATION, grant_id="g2"))
     consent.receive(two.encode(), at(cloud))
 
-    consent.stop("g2", "uid 1000", None, at(cloud))
-    assert consent.resume("*", at(cloud)) is None
+    stop(consent, "g2", at(cloud))
+    assert not consent.stops.lift("*")
+    consent.refresh(at(cloud))
 
     assert granted(consent) == {("g1", "read_odometer")}
 
@@ -465,15 +476,16 @@ def test_a_timed_stop_ends_by_itself_and_a_wrong_clock_does_not_shorten_it(
 ) -> None:
     consent = consent_of(store, cloud)
     consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), at(cloud))
-    consent.stop("*", "uid 1000", 7200 * NS_PER_S, at(cloud))
+    stop(consent, "*", at(cloud), for_s=7200)
     consent.keep_time(consent.moment(at(cloud, 3600)), force=True)
 
     again = consent_of(store, cloud)
     again.restore(booted(cloud, 86_400, 5, synced=True))
     early = granted(again)
     assert again.is_due(again.moment(booted(cloud, 90_000, 3605, synced=True)))
-    again.refresh(booted(cloud, 90_000, 3605, synced=True))
+    change = again.refresh(booted(cloud, 90_000, 3605, synced=True))
 
+    assert change.lifted == ("*",)
     assert early == set()
     assert granted(again) == {("g1", "read_odometer")}
 
@@ -482,9 +494,11 @@ def test_the_privacy_switch_stops_everything_while_it_says_so(store: Store, clou
     consent = consent_of(store, cloud)
     consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), at(cloud))
 
-    consent.switch(at(cloud), is_private=True)
+    consent.stops.switch(consent.moment(at(cloud)), is_private=True)
+    consent.refresh(at(cloud))
     private = granted(consent)
-    consent.switch(at(cloud), is_private=False)
+    consent.stops.switch(consent.moment(at(cloud)), is_private=False)
+    consent.refresh(at(cloud))
 
     assert private == set()
     assert granted(consent) == {("g1", "read_odometer")}
@@ -493,12 +507,12 @@ def test_the_privacy_switch_stops_everything_while_it_says_so(store: Store, clou
 def test_a_stop_that_holds_is_never_shortened_by_a_shorter_one(store: Store, cloud: Cloud) -> None:
     consent = consent_of(store, cloud)
     consent.receive(cloud.policy(cloud.grant(ODOMETER)).encode(), at(cloud))
-    consent.stop("*", "uid 0", 7200 * NS_PER_S, at(cloud))
-    consent.stop("*", "uid 1000", 1 * NS_PER_S, at(cloud))
+    stop(consent, "*", at(cloud), uid=0, for_s=7200)
+    stop(consent, "*", at(cloud), for_s=1)
     consent.refresh(at(cloud, 60))
     timed = granted(consent)
-    consent.stop("*", "uid 0", None, at(cloud, 60))
-    consent.stop("*", "uid 1000", 1 * NS_PER_S, at(cloud, 60))
+    stop(consent, "*", at(cloud, 60), uid=0)
+    stop(consent, "*", at(cloud, 60), for_s=1)
     consent.refresh(at(cloud, 90_000))
 
     assert timed == granted(consent) == set()
