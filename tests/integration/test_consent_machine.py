@@ -33,7 +33,7 @@ from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.restrict import RestrictionMode
-from agent.demo.broker import Broker, find_mosquitto
+from agent.demo.broker import Broker
 from agent.demo.judge import Auditor
 from agent.edge.ledger import Ledger
 from agent.edge.store import Store
@@ -42,6 +42,7 @@ from agent.parts import load_parts
 from tests import car
 from tests.cloud import VEHICLE, Cloud
 from tests.consent_model import Model
+from tests.desk import needs_mosquitto
 from tests.rig import Rig, data_of, wait_for
 
 pytestmark = pytest.mark.broker
@@ -511,10 +512,7 @@ def world(folder: Path) -> Iterator[None]:
 def test_what_arrives_was_permitted_and_what_was_committed_arrives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if find_mosquitto() is None:
-        if os.environ.get("CI"):
-            pytest.fail("mosquitto must be installed in CI")
-        pytest.skip("mosquitto is not installed")
+    needs_mosquitto()
     # Policies do not come through the broker here, so there is nothing to wait for.
     monkeypatch.setattr(publisher, "POLICY_FIRST_S", 0.0)
     monkeypatch.setattr(publisher, "POLICY_NEXT_S", 0.0)

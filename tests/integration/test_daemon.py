@@ -1,9 +1,7 @@
 """The whole path on real parts: virtual bus, SQLite, cryptography, mosquitto with TLS."""
 
 import json
-import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from agent.core.mapping import parse_mapping
 from agent.core.model import Frame, Sample
 from agent.core.policy import parse_policy
 from agent.core.replay import Replay
-from agent.demo.broker import Broker, find_mosquitto
 from agent.demo.judge import Auditor, find_bytes
 from agent.edge.logfile import read_logs
 from tests import car
@@ -30,32 +27,6 @@ pytestmark = pytest.mark.broker
 
 FULL: dict[str, Any] = {"min_interval_s": 0}
 T0_MS = 1_800_000_000_000
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    if find_mosquitto() is None:
-        if os.environ.get("CI"):
-            pytest.fail("mosquitto must be installed in CI")
-        pytest.skip("mosquitto is not installed")
-    with Broker(tmp_path / "broker") as running:
-        yield running
-
-
-@pytest.fixture
-def cloud() -> Cloud:
-    return Cloud()
-
-
-@pytest.fixture
-def rig(tmp_path: Path, broker: Broker, cloud: Cloud) -> Rig:
-    return Rig(tmp_path / "vehicle", broker, cloud)
-
-
-@pytest.fixture
-def auditor(broker: Broker) -> Iterator[Auditor]:
-    with Auditor(port=broker.port, tls=broker.tls("auditor")) as listening:
-        yield listening
 
 
 def acks(auditor: Auditor, cloud: Cloud) -> list[Ack]:

@@ -1,6 +1,5 @@
 """The ledger of a vehicle that drives: true, witnessed by its envelopes, and without any value."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +14,12 @@ from agent.core.ledger import Entry, Replay
 from agent.core.ledgerevent import WORD
 from agent.core.member import SHA256
 from agent.core.model import Frame
-from agent.demo.broker import Broker, find_mosquitto
+from agent.demo.broker import Broker
 from agent.demo.judge import Auditor
 from agent.edge.ledger import replay_all
 from tests import car
 from tests.cloud import Cloud
+from tests.desk import needs_mosquitto
 from tests.rig import Rig, data_of, wait_for
 
 pytestmark = pytest.mark.broker
@@ -41,10 +41,7 @@ STORY = {
 
 @contextmanager
 def broker_in(folder: Path) -> Iterator[Broker]:
-    if find_mosquitto() is None:
-        if os.environ.get("CI"):
-            pytest.fail("mosquitto must be installed in CI")
-        pytest.skip("mosquitto is not installed")
+    needs_mosquitto()
     with Broker(folder / "broker") as running:
         yield running
 

@@ -16,7 +16,6 @@ import pytest
 
 from agent.core.model import Sample
 from agent.daemon import STOP_S
-from agent.demo.broker import Broker, find_mosquitto
 from agent.demo.judge import Auditor
 from agent.errors import ConfigError, DbcError, PolicyRejected
 from tests import car
@@ -29,32 +28,6 @@ FULL: dict[str, Any] = {"min_interval_s": 0}
 T0_MS = 1_800_000_000_000
 # As tests/car.py, but the speed is not mapped any more.
 WITHOUT_SPEED = car.MAPPING.replace(b"signal: Speed,", b"signal: Gone,")
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    if find_mosquitto() is None:
-        if os.environ.get("CI"):
-            pytest.fail("mosquitto must be installed in CI")
-        pytest.skip("mosquitto is not installed")
-    with Broker(tmp_path / "broker") as running:
-        yield running
-
-
-@pytest.fixture
-def cloud() -> Cloud:
-    return Cloud()
-
-
-@pytest.fixture
-def rig(tmp_path: Path, broker: Broker, cloud: Cloud) -> Rig:
-    return Rig(tmp_path / "vehicle", broker, cloud)
-
-
-@pytest.fixture
-def auditor(broker: Broker) -> Iterator[Auditor]:
-    with Auditor(port=broker.port, tls=broker.tls("auditor")) as listening:
-        yield listening
 
 
 def opened(auditor: Auditor, cloud: Cloud) -> list[Sample]:

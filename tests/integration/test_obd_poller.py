@@ -18,7 +18,6 @@ from agent.core.model import NS_PER_S, Frame
 from agent.core.obd import Question, questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan, compile_plan
-from agent.demo.broker import Broker
 from agent.edge.obd import ASLEEP_AFTER, ObdPoller
 from agent.edge.pycan import PyCanReader
 from agent.errors import ConfigError
@@ -311,29 +310,27 @@ def test_a_bus_that_is_not_there_or_that_two_cannot_open_is_refused(
 @pytest.mark.parametrize("poll", [False, True])
 def test_the_daemon_asks_only_when_it_is_told_to_and_only_while_it_is_granted(
     poll: bool,  # noqa: FBT001 - drawn
-    tmp_path: Path,
+    rig: Rig,
+    cloud: Cloud,
 ) -> None:
-    cloud = Cloud()
-    with Broker(tmp_path / "broker") as broker:
-        rig = Rig(tmp_path / "vehicle", broker, cloud)
-        rig.dbcs = [car.ROOT / "dbc" / "obd2.dbc"]
-        rig.mapping = car.ROOT / "config" / "vehicles" / "obd2_gnss.vspec"
-        rig.obd = {"poll": poll, "bus": "can0", "max_per_s": 20}
-        with ControlUnit(rig.channel, knows={(1, SPEED): b"\x32"}) as unit, rig.running() as daemon:
-            time.sleep(0.3)
-            assert unit.asked == []
-            rig.push(cloud.policy(cloud.grant({"read_speedometer": {"min_interval_s": 0.1}})))
-            wait_for("the grant", lambda: daemon.plan.takes)
-            if not poll:
-                time.sleep(0.5)
-                assert unit.asked == []
-                return
-            wait_for("requests", lambda: len(unit.asked) >= 3)
-            assert set(unit.requests()) == {(1, SPEED)}
-            rig.push(cloud.policy())
-            wait_for("the revocation", lambda: not daemon.plan.takes)
-            time.sleep(0.1)
-            settled = len(unit.asked)
+    rig.dbcs = [car.ROOT / "dbc" / "obd2.dbc"]
+    rig.mapping = car.ROOT / "config" / "vehicles" / "obd2_gnss.vspec"
+    rig.obd = {"poll": poll, "bus": "can0", "max_per_s": 20}
+    with ControlUnit(rig.channel, knows={(1, SPEED): b"\x32"}) as unit, rig.running() as daemon:
+        time.sleep(0.3)
+        assert unit.asked == []
+        rig.push(cloud.policy(cloud.grant({"read_speedometer": {"min_interval_s": 0.1}})))
+        wait_for("the grant", lambda: daemon.plan.takes)
+        if not poll:
             time.sleep(0.5)
-            assert len(unit.asked) == settled
-            assert [lane.name for lane in daemon.lanes()][-1] == "obd"
+            assert unit.asked == []
+            return
+        wait_for("requests", lambda: len(unit.asked) >= 3)
+        assert set(unit.requests()) == {(1, SPEED)}
+        rig.push(cloud.policy())
+        wait_for("the revocation", lambda: not daemon.plan.takes)
+        time.sleep(0.1)
+        settled = len(unit.asked)
+        time.sleep(0.5)
+        assert len(unit.asked) == settled
+        assert [lane.name for lane in daemon.lanes()][-1] == "obd"

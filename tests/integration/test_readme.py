@@ -1,14 +1,13 @@
 """The README shows what really comes: its commands are run, their output is compared."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from agent.demo.broker import find_mosquitto
 from tests import docs
+from tests.desk import needs_mosquitto
 
 TEXT = docs.README.read_text(encoding="utf-8")
 LONGEST_S = 30.0
@@ -34,10 +33,7 @@ def test_the_replay_prints_what_the_readme_shows(tmp_path: Path) -> None:
 
 @pytest.mark.broker
 def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    if find_mosquitto() is None:
-        if os.environ.get("CI"):
-            pytest.fail("mosquitto must be installed in CI")
-        pytest.skip("mosquitto is not installed")
+    needs_mosquitto()
     ((command, output),) = shown("transcript: demo")
 
     found = docs.run_shown(docs.SHOWN_BY[command], folder=tmp_path)
