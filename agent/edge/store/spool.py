@@ -17,10 +17,12 @@ from agent.edge.store import gaps, grants
 from agent.edge.store.database import Database
 from agent.edge.store.directory import StateDirectory
 from agent.edge.store.gaps import Note
+from agent.edge.store.marks import AHEAD
 from agent.edge.store.room import Room
 from agent.edge.store.tables import SPOOL, pad_bytes
 from agent.edge.store.value import (
     LiveGrant,
+    Mark,
     SpoolLimits,
     SpoolRow,
     SpoolTally,
@@ -71,13 +73,39 @@ class Spool:
         )
         self._tallies = {grant_id: Tally(count, size) for grant_id, count, size in rows}
         self._next_ns = self._next_expiry_ns()
-        if self.set_aside is not None:
-            with self._db.transaction():
-                gaps.note_damage(self._db)
 
     def close(self) -> None:
         """Close the file; twice is harmless."""
         self._db.close()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is to be told where numbers begin, before the first one is drawn."""
+        drawn = self._db.row("SELECT 1 FROM sequence WHERE grant_id = ''")
+        return self.set_aside is not None or drawn is None
+
+    def begin_at(self, marks: Mapping[str, Mark], row_id: int) -> None:
+        """Go on above what an older file may have drawn, and note that it may be lost.
+
+        Args:
+            marks: How far that was, per grant.
+            row_id: Of the first row: above those of any older file, whose rows may be on their way.
+
+        Raises:
+            StoreError: The disk refused; nothing changed.
+        """
+        rows = self._db.rows("SELECT grant_id, recipient, n FROM sequence WHERE grant_id != ''")
+        numbers = {grant_id: Mark(recipient, n) for grant_id, recipient, n in rows}
+        for grant_id, mark in marks.items():
+            carried = numbers.get(grant_id)
+            # What was read of a damaged file counts where it can be true.
+            if carried is None or not mark.n - AHEAD <= carried.n <= mark.n:
+                numbers[grant_id] = mark
+        with self._db.transaction():
+            for grant_id, mark in numbers.items():
+                self._write_number(grant_id, mark)
+            gaps.note_damage(self._db)
+            self._write_number("", Mark("", row_id - 1))
 
     @property
     def counts(self) -> Mapping[str, Tally]:
@@ -348,6 +376,11 @@ class Spool:
             recipient,
         )
         return int(n)
+
+    def _write_number(self, grant_id: str, mark: Mark) -> None:
+        self._db.rows(
+            "INSERT OR REPLACE INTO sequence VALUES (?, ?, ?)", grant_id, mark.n, mark.recipient
+        )
 
     def _note(self, doomed: _Doomed) -> list[Note]:
         """Return one gap per recipient: nothing of the grant will wait, whatever lies between."""

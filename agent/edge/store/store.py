@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
-from agent.edge.store import grants, overlays
+from agent.edge.store import grants, marks, overlays
 from agent.edge.store.consent import ConsentFile
 from agent.edge.store.database import is_corrupt
 from agent.edge.store.directory import StateDirectory
@@ -31,6 +31,7 @@ from agent.edge.store.spool import Spool
 from agent.edge.store.value import (
     GrantState,
     LiveGrant,
+    Mark,
     Purged,
     SpoolLimits,
     SpoolRow,
@@ -42,6 +43,8 @@ from agent.edge.store.value import (
 )
 from agent.errors import StoreError
 
+SPOOLS = "spools"  # How many spool files have been begun.
+ROWS_OF_A_SPOOL = 1 << 40  # So many row ids are for each, so that none comes twice.
 SPOOL_ERASURES = "spool_erasures"  # How often the whole spool was erased under living grants.
 NOTHING: AbstractSet[int] = frozenset()
 NO_GRANTS: AbstractSet[str] = frozenset()
@@ -66,6 +69,7 @@ class Store(ConsentFile):
         migrate(directory)
         super().__init__(directory)
         self._spool: Spool | None = None
+        self._marks = marks.stored(self._db)
         self._is_behind = True
         self._fault = ""
         try:
@@ -241,6 +245,11 @@ class Store(ConsentFile):
             StoreError: The grant is not live and active under this rev; the disk is full, or the
                 spool cannot be used. Nothing was written and n is not used up.
         """
+
+        def numbered(n: int) -> bytes:
+            self._mark(grant_id, recipient, n)
+            return seal(n)
+
         return self._guarded(
             lambda spool: spool.append(
                 grant_id,
@@ -248,7 +257,7 @@ class Store(ConsentFile):
                 recipient=recipient,
                 created_ns=created_ns,
                 expires_ns=expires_ns,
-                seal=seal,
+                seal=numbered,
                 once=once,
             )
         )
@@ -402,19 +411,37 @@ class Store(ConsentFile):
         # Nobody can say whose envelopes lie in a file that could not be read.
         return erased, scrubbed and (not is_end or spool.remove_set_aside())
 
-    def _opened(self) -> Spool:
-        self._spool = Spool(self._directory, self._limits)
-        return self._spool
+    def _mark(self, grant_id: str, recipient: str, n: int) -> None:
+        """Have it on disk, beside the consent, that the grant's numbers may have come to n."""
+        known = self._marks.get(grant_id)
+        if known is not None and n <= known.n and recipient == known.recipient:
+            return
+        mark = Mark(recipient, max(n - 1 + marks.AHEAD, known.n if known else 0))
+        self._db.with_reserve(lambda: marks.write(self._db, grant_id, mark))
+        self._marks[grant_id] = mark
+
+    def _opened(self, *, is_corrupt: bool = False) -> Spool:
+        spool = Spool(self._directory, self._limits, is_corrupt=is_corrupt)
+        try:
+            if spool.is_new:
+                if self._marks and spool.set_aside is None:
+                    _log.error("spool was missing")
+                spool.begin_at(self._marks, self.next_counter(SPOOLS) * ROWS_OF_A_SPOOL)
+        except BaseException:
+            spool.close()
+            raise
+        self._spool = spool
+        return spool
 
     def _renewed(self) -> Spool:
         """Set the spool aside, which turned out not to be readable, and begin a new one."""
         if self._spool is not None:
             self._spool.close()
             self._spool = None
-        self._spool = Spool(self._directory, self._limits, is_corrupt=True)
-        aside = self._spool.set_aside
+        spool = self._opened(is_corrupt=True)
+        aside = spool.set_aside
         _log.error("spool was corrupt", extra={"set_aside": aside.name if aside else ""})
-        return self._spool
+        return spool
 
     def _guarded(self, step: Callable[[Spool], _Result]) -> _Result:
         """Do something with the spool; if it cannot be read, once more with a new one.

@@ -1,6 +1,7 @@
 """The tables of the two files. They keep the promise by themselves, not the code around them.
 
-    consent.db  policy, live_grant, tombstone, restriction, taken_over, document, local_stop, number
+    consent.db  policy, live_grant, tombstone, restriction, taken_over, document, local_stop, mark,
+                number
     spool.db    live_grant (a copy), spool, sequence, once_taken, gap, number
 
 Rules:
@@ -25,12 +26,22 @@ _NUMBER = """
 CREATE TABLE number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 
+_MARK = """
+CREATE TABLE mark (
+    grant_id TEXT PRIMARY KEY,
+    recipient TEXT NOT NULL,
+    n INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
 CONSENT = Schema(
-    version=3,  # 1 and 2 are those of state.db, which held both.
+    version=4,  # 1 and 2 are those of state.db, which held both.
+    upgrades={3: _MARK},
     page_bytes=4096,
     sql=(
         _LIVE_GRANT,
         _NUMBER,
+        _MARK,
         """
 CREATE TABLE policy (
     one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -70,7 +81,7 @@ BEGIN DELETE FROM live_grant WHERE grant_id = NEW.grant_id; END;
     # A tombstone before live grants: it keeps its own from being carried over.
     salvaged=(
         *("policy", "tombstone", "live_grant", "number"),
-        *("restriction", "taken_over", "local_stop", "document"),
+        *("restriction", "taken_over", "local_stop", "document", "mark"),
     ),
 )
 

@@ -208,6 +208,19 @@ class StoredRestriction:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """How far the numbers of a grant may have been drawn.
+
+    Attributes:
+        recipient: To whom its last envelope was addressed.
+        n: No number above it has been drawn.
+    """
+
+    recipient: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class LocalStop:
     """Somebody at the vehicle has stopped collection and publishing.
 

@@ -25,6 +25,7 @@ from agent.edge.store import (
     Tally,
     Tombstone,
 )
+from agent.edge.store.marks import AHEAD
 from agent.errors import StoreBusy, StoreError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -521,10 +522,63 @@ def test_a_file_that_is_no_database_is_set_aside_and_the_agent_goes_on(
         assert (store.in_force() is None) == (name == "consent.db")
         assert store.counts() == {}
         with_grants(store, "gr_a", ver=8)
-        assert put(store, "gr_a") == (41 if name == "consent.db" else 1)
+        assert put(store, "gr_a") > 40, "no number is drawn twice, whichever file is lost"
     with Store.open(directory) as store:
         assert store.set_aside is None
         assert store.live_grants() == (LiveGrant("gr_a", 1),)
+
+
+@pytest.mark.parametrize("fault", ["magic", "missing"])
+def test_a_spool_that_is_lost_goes_on_above_what_it_may_have_drawn_and_says_so(
+    directory: Path, fault: str
+) -> None:
+    """A recipient keeps envelopes apart by grant and number: one that came twice would be lost."""
+    filled(directory)
+    with Store.open(directory) as store:
+        rows = [row.row_id for row in store.pending(99)]
+    for path in directory.glob("spool.db*"):
+        if fault == "missing":
+            path.unlink()
+    if fault == "magic":
+        with (directory / "spool.db").open("r+b") as file:
+            file.write(b"R")
+
+    with Store.open(directory) as store:
+        first = put(store, "gr_a")
+        store.delivered(rows)  # They were on their way when it was lost; their PUBACK comes late.
+
+        assert first > 40
+        assert store.counts()["gr_a"].envelopes == 1
+        (gap,) = store.gaps(9)
+        assert (gap.grant_id, gap.recipient, gap.why) == ("gr_a", "fleet-x", "damaged")
+        assert (gap.first_n, gap.last_n) == (1, first - 1)
+    with Store.open(directory) as store:
+        assert put(store, "gr_a") == first + 1
+        assert len(store.gaps(9)) == 1
+
+
+def test_numbers_have_no_holes_over_many_marks(directory: Path) -> None:
+    drawn = []
+    for _ in range(3):
+        with Store.open(directory) as store:
+            with_grants(store, "gr_a")
+            drawn += [put(store, "gr_a") for _ in range(AHEAD // 2)]
+
+    assert drawn == list(range(1, 3 * (AHEAD // 2) + 1))
+
+
+def test_a_consent_without_marks_gets_them_when_the_new_agent_opens_it(directory: Path) -> None:
+    filled(directory)
+    db = sqlite3.connect(directory / "consent.db")
+    db.executescript("DROP TABLE mark; PRAGMA user_version = 3;")
+    db.close()
+
+    with Store.open(directory) as store:
+        assert store.in_force() == policy(7)
+        assert put(store, "gr_a") == 41
+    (directory / "spool.db").unlink()
+    with Store.open(directory) as store:
+        assert put(store, "gr_a") > 41
 
 
 def test_a_bad_block_in_the_spool_leaves_policy_tombstones_and_numbers(directory: Path) -> None:
