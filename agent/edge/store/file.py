@@ -4,12 +4,13 @@ Rules:
  * A file is used only when every pragma took hold and SQLite finds it sound.
  * A file that cannot be read is renamed, never repaired and never deleted here. What can still be
    read of its small tables goes into the new one: the guard against an old policy must not fall
-   with a bad block.
+   with a bad block, nor with a bit of the header, of which SQLite says that it is no database.
 """
 
+import shutil
 import sqlite3
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,9 @@ _PRAGMAS: tuple[tuple[str, str, str | int], ...] = (
 )
 
 CORRUPT = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+
+_HEADER_BYTES = 100
+_MOST_COPIED = 64 << 20  # Bytes of a file whose header is put right to read it.
 
 
 class NewerState(StoreError):  # noqa: N818 - says what happened
@@ -73,11 +77,12 @@ def open_file(
         try:
             return _connect(path, schema), None
         except sqlite3.DatabaseError as exc:
-            if not getattr(exc, "sqlite_errorname", "").startswith(CORRUPT):
+            if not _is_damage(exc):
                 raise
     aside = _set_aside(path)
     db = _connect(path, schema)
-    salvage(aside, db, schema.salvaged)
+    with suppress(OSError), _readable(aside, schema.page_bytes) as source:
+        salvage(source, db, schema.salvaged)
     return db, aside
 
 
@@ -94,6 +99,55 @@ def salvage(aside: Path, db: sqlite3.Connection, tables: tuple[str, ...]) -> Non
                         db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row)  # noqa: S608
     finally:
         old.close()
+
+
+def _is_damage(exc: sqlite3.DatabaseError) -> bool:
+    """Whether the file, not the disk or the caller, is what SQLite complains of."""
+    name = getattr(exc, "sqlite_errorname", "")
+    # A wrong schema format in the header has no code of its own.
+    return name.startswith(CORRUPT) or "unsupported file format" in str(exc)
+
+
+@contextmanager
+def _readable(aside: Path, page_bytes: int) -> Iterator[Path]:
+    """Give the file, or a copy of it with the header that all of ours have, while it is read.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    with aside.open("rb") as file:
+        found = file.read(_HEADER_BYTES)
+    header = _header(found, page_bytes)
+    if len(found) < _HEADER_BYTES or found == header or aside.stat().st_size > _MOST_COPIED:
+        yield aside
+        return
+    copy = aside.with_name(f"{aside.name}-copy")
+    try:
+        shutil.copyfile(aside, copy)
+        with suppress(FileNotFoundError):
+            shutil.copyfile(f"{aside}-wal", f"{copy}-wal")
+        with copy.open("r+b") as file:
+            file.write(header)
+        yield copy
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            aside.with_name(f"{copy.name}{suffix}").unlink(missing_ok=True)
+
+
+def _header(found: bytes, page_bytes: int) -> bytes:
+    """Return a header with what is the same in all of our files (SQLite's file format, 1.3)."""
+    constant = {
+        0: b"SQLite format 3\x00",
+        16: page_bytes.to_bytes(2, "big"),
+        18: b"\x02\x02",  # Written and read with a write-ahead log.
+        20: b"\x00\x40\x20\x20",  # No reserved space; fractions of a payload.
+        44: (4).to_bytes(4, "big"),  # Schema format.
+        56: (1).to_bytes(4, "big"),  # UTF-8.
+    }
+    header = bytearray(found)
+    for at, value in constant.items():
+        header[at : at + len(value)] = value
+    return bytes(header)
 
 
 def _connect(path: Path, schema: Schema) -> sqlite3.Connection:

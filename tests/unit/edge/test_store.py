@@ -20,6 +20,7 @@ from agent.edge.store import (
     EndState,
     GrantState,
     LiveGrant,
+    LocalStop,
     Store,
     StoredPolicy,
     Tally,
@@ -526,6 +527,28 @@ def test_a_file_that_is_no_database_is_set_aside_and_the_agent_goes_on(
     with Store.open(directory) as store:
         assert store.set_aside is None
         assert store.live_grants() == (LiveGrant("gr_a", 1),)
+
+
+CONSTANT = (*range(24), *range(44, 48), *range(56, 60))  # Of a header: the same in all our files.
+
+
+@pytest.mark.parametrize("at", CONSTANT)
+def test_no_bit_of_a_header_brings_back_what_was_revoked(directory: Path, at: int) -> None:
+    filled(directory)
+    with Store.open(directory) as store:
+        store.keep_local_stop(LocalStop("*", "uid 1000", 5))
+    with (directory / "consent.db").open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1 << at % 8]))
+
+    with Store.open(directory) as store:
+        assert store.in_force() == policy(7)
+        assert store.tombstoned("gr_dead") == "revoked"
+        assert store.local_stops() == (LocalStop("*", "uid 1000", 5),)
+        assert store.live_grants() == (LiveGrant("gr_a", 1),)
+    assert not list(directory.glob("*-copy*"))
 
 
 @pytest.mark.parametrize("fault", ["magic", "missing"])
