@@ -26,6 +26,7 @@ from agent.config import Bus, Config
 from agent.control import Agent, Batches, Consent, Journal, Surroundings, Switched
 from agent.control.agent import Event
 from agent.control.consent import trust_in_force
+from agent.control.recovery import BY_DAMAGE, recover
 from agent.core.admission import Admission
 from agent.core.binding import Binding
 from agent.core.canfilter import CanFilter, message_filter
@@ -37,12 +38,13 @@ from agent.core.obd import questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.policy import parse_policy
+from agent.core.standing import EVERY_GRANT
 from agent.core.status import LaneStatus
 from agent.core.switch import SignalSwitch
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
 from agent.edge.control_socket import ControlSocket
-from agent.edge.ledger import Ledger
+from agent.edge.ledger import Ledger, read_entries
 from agent.edge.store import Store
 from agent.edge.switch import FileSwitch
 from agent.edge.systemd import Unit
@@ -123,6 +125,7 @@ class Daemon:
             unit=unit or Unit(None),
         )
         self._wire(parts)
+        self._recover(now)
         self._control = ControlSocket(
             config.control.socket,
             permissions=parts.permissions,
@@ -296,6 +299,13 @@ class Daemon:
         except BaseException:
             self._store.close()
             raise
+
+    def _recover(self, now: Reading) -> None:
+        """Give a consent that was begun anew what the ledger knows of the one before."""
+        moment = self._consent.moment(now)
+        entries = (entry for _, entry in read_entries(self._config.state.directory / "ledger"))
+        if recover(self._store, entries, moment):
+            self._journal.stopped(moment.now_ns, EVERY_GRANT, by=BY_DAMAGE, for_ns=None)
 
     def _note_start(self, now: Reading, config: Config, parts: Parts) -> None:
         """Write into log and ledger how this start finds things."""

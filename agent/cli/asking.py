@@ -61,4 +61,6 @@ def stop_told(stop: StopStatus) -> str:
     left = "until resumed" if stop.left_s is None else f"for another {span(stop.left_s)}"
     if stop.who == "switch":
         left = "until the switch says otherwise"
+    if stop.who == "damage":
+        left = "because consent.db was damaged and the ledger does not know all; look, then resume"
     return f"{what}, by {stop.who} since {moment(stop.since_s)}, {left}"

@@ -36,6 +36,7 @@ from agent.core.restrict import Restriction, admit_restriction, parse_restrictio
 from agent.core.standing import EVERY_GRANT, Overlays, Standing, standings
 from agent.core.trust import Trust, parse_trust_document, renewed
 from agent.edge.store import (
+    Floor,
     GrantState,
     LiveGrant,
     Purged,
@@ -305,7 +306,7 @@ class Consent:
             PolicyRejected: It does not hold under the trust and catalogue of now; none is in force.
         """
         stored = self._store.in_force()
-        if stored is None:
+        if stored is None or _is_below(stored, self._store.floor()):
             return
         try:
             self.policy = parse_policy(verify_policy_jws(stored.jws, self._trust), self._catalogue)
@@ -394,10 +395,12 @@ class Consent:
         )
 
     def _in_force(self) -> InForce | None:
-        stored = self._store.in_force()
-        if stored is None:
+        stored, floor = self._store.in_force(), self._store.floor()
+        if stored is not None and not _is_below(stored, floor):
+            return InForce(stored.epoch, stored.ver, stored.payload_sha256.hex())
+        if floor is None:
             return None
-        return InForce(stored.epoch, stored.ver, stored.payload_sha256.hex())
+        return InForce(floor.epoch, floor.ver, floor.payload_sha256)
 
     def _current_overlays(
         self,
@@ -447,6 +450,11 @@ def trust_in_force(store: Store, trust_file: Trust) -> Trust:
     except PolicyRejected:
         # A newer file, or one with another root, is the word of whoever stands at the vehicle.
         return trust_file
+
+
+def _is_below(stored: StoredPolicy, floor: Floor | None) -> bool:
+    """Whether a later policy than the stored one was in force, which was lost with its file."""
+    return floor is not None and (stored.epoch, stored.ver) < (floor.epoch, floor.ver)
 
 
 def _state(stand: Standing) -> GrantState:

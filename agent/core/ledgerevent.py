@@ -69,7 +69,7 @@ def _is_hash_list(value: object) -> bool:
 
 
 def _who(value: object) -> bool:
-    return _is_count(value) or value in ("switch", "timer")
+    return _is_count(value) or value in ("switch", "timer", "damage")
 
 
 def _one_of(*words: str) -> Kind:
@@ -89,7 +89,7 @@ VERSION = Kind("version", _is_text(_VERSION))
 BOOT_ID = Kind("boot id", _is_text(_BOOT_ID))
 SIGNED = Kind("checkpoint", _is_text(_SIGNED))
 UID = Kind("uid", _is_count)
-WHO = Kind("uid, `switch` or `timer`", _who)
+WHO = Kind("uid, `switch`, `timer` or `damage`", _who)
 STATE = _one_of("pending", "active", "paused", "revoked", "expired", "purged")
 GAP = _one_of("evicted", "expired", "erased", "damaged")
 

@@ -7,12 +7,14 @@ Rules:
 
 from collections.abc import Mapping
 
+from agent.core.model import NS_PER_S
 from agent.edge.store import grants, overlays
 from agent.edge.store.database import Database
 from agent.edge.store.directory import StateDirectory
 from agent.edge.store.tables import CONSENT
 from agent.edge.store.value import (
     EndState,
+    Floor,
     LiveGrant,
     LocalStop,
     StoredPolicy,
@@ -20,6 +22,8 @@ from agent.edge.store.value import (
 )
 
 NAME = "consent.db"
+BEGUN_ANEW = "begun_anew"
+_FLOOR = "floor"  # The name under which the floor is kept.
 
 
 class ConsentFile:
@@ -27,6 +31,47 @@ class ConsentFile:
 
     def __init__(self, directory: StateDirectory) -> None:
         self._db = Database(directory, NAME, CONSENT)
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether a corrupt consent was set aside of which not all could be carried over."""
+        return self._db.is_lossy
+
+    @property
+    def is_begun_anew(self) -> bool:
+        """Whether the file is new, and `end_beginning` was not called."""
+        return bool(self.number(BEGUN_ANEW))
+
+    def end_beginning(self, floor: Floor | None, *, last_s: int) -> None:
+        """Keep what is known of a file that this one stands for.
+
+        Args:
+            floor: The policy below which none may come, or None.
+            last_s: When that file was still there, s since the epoch; 0: there was none.
+
+        Raises:
+            StoreError: The disk refused; it is still begun anew.
+        """
+        # Answers are fewer than one a ms, so this is above the counter of any that was given.
+        numbers = {"ack": last_s * 1000, "floor_ns": last_s * NS_PER_S}
+
+        def step() -> None:
+            with self._db.transaction():
+                if floor is not None:
+                    body = f"{floor.epoch} {floor.ver} {floor.payload_sha256}".encode()
+                    overlays.keep_document(self._db, _FLOOR, body)
+                risen = {k: v for k, v in numbers.items() if v > (self.number(k) or 0)}
+                self._write_numbers({**risen, BEGUN_ANEW: 0})
+
+        self._db.with_reserve(step)
+
+    def floor(self) -> Floor | None:
+        """Return the policy below which none may come though it is not here any more, or None."""
+        body = self.document(_FLOOR)
+        if body is None:
+            return None
+        epoch, ver, payload_sha256 = body.decode().split()
+        return Floor(int(epoch), int(ver), payload_sha256)
 
     def in_force(self) -> StoredPolicy | None:
         """Return the policy that was applied last, expired or not."""

@@ -26,6 +26,7 @@ class Database:
 
     Attributes:
         set_aside: Where a corrupt file was moved when this one was opened, or None.
+        is_lossy: Not all of its small tables could be carried over.
     """
 
     def __init__(
@@ -39,9 +40,8 @@ class Database:
         self._directory = directory
         self._name = name
         with _translated(f"{name} cannot be opened"):
-            self._db, self.set_aside = open_file(
-                directory.path / name, schema, is_corrupt=is_corrupt
-            )
+            opened = open_file(directory.path / name, schema, is_corrupt=is_corrupt)
+        self._db, self.set_aside, self.is_lossy = opened.db, opened.set_aside, opened.is_lossy
 
     def close(self) -> None:
         """Close the file; twice is harmless."""

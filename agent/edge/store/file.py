@@ -56,9 +56,22 @@ class Schema:
     upgrades: Mapping[int, str] = field(default_factory=dict)
 
 
-def open_file(
-    path: Path, schema: Schema, *, is_corrupt: bool = False
-) -> tuple[sqlite3.Connection, Path | None]:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that was opened.
+
+    Attributes:
+        db: The connection.
+        set_aside: Where an unreadable database is now, or None.
+        is_lossy: Not all of its small tables could be carried over.
+    """
+
+    db: sqlite3.Connection
+    set_aside: Path | None = None
+    is_lossy: bool = False
+
+
+def open_file(path: Path, schema: Schema, *, is_corrupt: bool = False) -> Opened:
     """Open the database, or a new one in the place of one that cannot be read.
 
     Args:
@@ -66,28 +79,31 @@ def open_file(
         schema: What is to be in it.
         is_corrupt: It is known not to be readable.
 
-    Returns:
-        The connection, and where an unreadable database is now, or None.
-
     Raises:
         sqlite3.Error: The disk refused.
         StoreError: A newer schema, an SQLite that does not keep our rules, or no set-aside.
     """
     if not is_corrupt:
         try:
-            return _connect(path, schema), None
+            return Opened(_connect(path, schema))
         except sqlite3.DatabaseError as exc:
             if not _is_damage(exc):
                 raise
     aside = _set_aside(path)
     db = _connect(path, schema)
+    is_whole = False
     with suppress(OSError), _readable(aside, schema.page_bytes) as source:
-        salvage(source, db, schema.salvaged)
-    return db, aside
+        is_whole = salvage(source, db, schema.salvaged)
+    return Opened(db, aside, is_lossy=not is_whole)
 
 
-def salvage(aside: Path, db: sqlite3.Connection, tables: tuple[str, ...]) -> None:
-    """Carry over what can still be read of the named tables, each by itself."""
+def salvage(aside: Path, db: sqlite3.Connection, tables: tuple[str, ...]) -> bool:
+    """Carry over what can still be read of the named tables, each by itself.
+
+    Returns:
+        Whether each could be read to its end.
+    """
+    left = set(tables)
     old = sqlite3.connect(aside, isolation_level=None, timeout=0.0)
     try:
         for table in tables:
@@ -97,8 +113,10 @@ def salvage(aside: Path, db: sqlite3.Connection, tables: tuple[str, ...]) -> Non
                     marks = ", ".join("?" * len(row))
                     with suppress(sqlite3.Error):  # A live grant with a tombstone, a torn row.
                         db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row)  # noqa: S608
+                left.discard(table)
     finally:
         old.close()
+    return not left
 
 
 def _is_damage(exc: sqlite3.DatabaseError) -> bool:

@@ -48,8 +48,8 @@ def _split(directory: Path, old: Path) -> None:
             left.unlink(missing_ok=True)
     with (
         closing(sqlite3.connect(old, isolation_level=None, timeout=0.0)) as source,
-        closing(open_file(consent, CONSENT)[0]) as to_consent,
-        closing(open_file(spool, SPOOL)[0]) as to_spool,
+        closing(open_file(consent, CONSENT).db) as to_consent,
+        closing(open_file(spool, SPOOL).db) as to_spool,
     ):
         _check_version(source)
         to_consent.execute("BEGIN IMMEDIATE")

@@ -208,6 +208,19 @@ class StoredRestriction:
 
 
 @dataclass(frozen=True, slots=True)
+class Floor:
+    """The policy that was in force when the consent was lost: no older one may follow.
+
+    Attributes:
+        payload_sha256: Hexadecimal.
+    """
+
+    epoch: int
+    ver: int
+    payload_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """How far the numbers of a grant may have been drawn.
 
