@@ -36,6 +36,7 @@ from agent.core.restrict import Restriction, admit_restriction, parse_restrictio
 from agent.core.standing import EVERY_GRANT, Overlays, Standing, standings
 from agent.core.trust import Trust, parse_trust_document, renewed
 from agent.edge.store import (
+    FLOOR_NS,
     Floor,
     GrantState,
     LiveGrant,
@@ -71,7 +72,7 @@ class Consent:
         self._trust = trust
         self._binding = binding
         self._named_buses = named_buses
-        self._clock = FloorClock(store.number("floor_ns"))
+        self._clock = FloorClock(store.number(FLOOR_NS))
         self._kept_ns = 0
         self._contact: Moment | None = None
         self._overlays = Overlays()
@@ -266,7 +267,7 @@ class Consent:
         stands = dict(standings(self.policy, overlays, now.now_ns)) if self.policy else {}
         before = self._store.live_grants()
         is_valid = self.policy is None or self.policy.is_valid(now.now_ns)
-        purged = Purged() if is_valid else self._store.suspend()
+        purged = Purged() if is_valid else self._store.suspend(now.now_ns)
         ended = _ended(stands, overlays)
         if any(self._store.tombstoned(grave.grant_id) is None for grave in ended):
             # Also under an expired policy, or a clock set back would revive them. There the spool
@@ -291,7 +292,7 @@ class Consent:
             return
         self._kept_ns = now.boot_ns
         if now.is_known:
-            self._store.keep_numbers({"floor_ns": self._clock.floor_ns})
+            self._store.keep_numbers({FLOOR_NS: self._clock.floor_ns})
         self.stops.keep(now)
 
     def grant(self, grant_id: str) -> Grant | None:
@@ -325,7 +326,7 @@ class Consent:
         stands = dict(standings(policy, overlays, now.now_ns))
         plan = self._compiled(policy, stands, now)
         before = self._store.live_grants()
-        numbers = {"floor_ns": self._clock.floor_ns}
+        numbers = {FLOOR_NS: self._clock.floor_ns}
         if is_fresh:
             numbers |= contact.numbers(now)
         purged = self._store.apply_policy(

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from agent.cloud.envelope import verify_ack
+from agent.cloud.inbox import verify_gap
 from agent.core.ack import Ack
 from agent.core.binding import bind
 from agent.core.bushealth import BusState
 from agent.core.dbc import parse_dbc
 from agent.core.jws import unsafe_unverified_payload
 from agent.core.mapping import parse_mapping
-from agent.core.model import Frame, Sample
+from agent.core.model import NS_PER_S, Frame, Sample
 from agent.core.policy import parse_policy
 from agent.core.replay import Replay
 from agent.demo.judge import Auditor, find_bytes
@@ -241,3 +242,31 @@ def test_headers_say_nothing_but_the_grants_minute(
     assert json.dumps(header.vehicle) == '"veh-test"'
     assert header.ledger_size > 0
     assert header.ledger_root != bytes(32)
+
+
+@pytest.mark.parametrize("ends", ["the grant", "the policy"])
+def test_the_recipient_is_told_when_what_waited_for_it_was_erased(
+    rig: Rig, cloud: Cloud, auditor: Auditor, ends: str
+) -> None:
+    """The time in the record of the gap is that of the end, also where no policy said so."""
+    end_s = cloud.now_s + 900
+    times = {"exp": end_s, "nbf": cloud.now_s - 86_400}
+    whole = times if ends == "the policy" else {}
+    grant = cloud.grant({"read_odometer": FULL}, **({} if whole else times))
+    rig.max_age_s = 1.0
+    rig.push(cloud.policy(grant, **whole))
+
+    with rig.running(when={"usage": ("no-such-interface",)}) as daemon:
+        await_ack(auditor, cloud, 1)
+        play_all(rig, daemon, [car.odometer(T0_MS + i * 100, i) for i in range(300)])
+        daemon.wake()
+        wait_for("envelopes that wait", lambda: daemon.agent.counts["sealed"] > 5)
+        rig.clock.now_ns = end_s * NS_PER_S
+        daemon.wake()
+        wait_for("a gap", lambda: any("/gap/fleet/g1" in item.topic for item in auditor.seen()))
+
+    devices = {cloud.device.kid: cloud.device.public_half}
+    found = [item.payload for item in auditor.seen() if "/gap/" in item.topic]
+    gaps = [verify_gap(record, devices=devices) for record in found]
+    assert {(gap.why, gap.time_s) for gap in gaps} == {("erased", end_s)}
+    assert data_of(auditor) == []

@@ -1,5 +1,6 @@
 """What survives a restart: the policy in force, live grants, tombstones, and the spool."""
 
+from agent.edge.store.consent import FLOOR_NS
 from agent.edge.store.store import Store
 from agent.edge.store.value import (
     EVERY_GRANT,
@@ -23,6 +24,7 @@ from agent.edge.store.value import (
 
 __all__ = [
     "EVERY_GRANT",
+    "FLOOR_NS",
     "ClassLimit",
     "EndState",
     "Floor",

@@ -24,6 +24,7 @@ from agent.edge.store.value import (
 NAME = "consent.db"
 BEGUN_ANEW = "begun_anew"
 _FLOOR = "floor"  # The name under which the floor is kept.
+FLOOR_NS = "floor_ns"  # Name of the number that is the floor of the clock.
 
 
 class ConsentFile:
@@ -53,7 +54,7 @@ class ConsentFile:
             StoreError: The disk refused; it is still begun anew.
         """
         # Answers are fewer than one a ms, so this is above the counter of any that was given.
-        numbers = {"ack": last_s * 1000, "floor_ns": last_s * NS_PER_S}
+        numbers = {"ack": last_s * 1000, FLOOR_NS: last_s * NS_PER_S}
 
         def step() -> None:
             with self._db.transaction():

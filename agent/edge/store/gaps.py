@@ -66,11 +66,12 @@ def keep(
             )
 
 
-def note_damage(db: Database) -> None:
+def note_damage(db: Database, at_ns: int) -> None:
     """Say of every grant whose number could be carried over that all before may be lost."""
     db.rows(
         "INSERT INTO gap (grant_id, recipient, first_n, last_n, why, at_ns)"
-        " SELECT grant_id, recipient, 1, n, 'damaged', 0 FROM sequence WHERE recipient != ''"
+        " SELECT grant_id, recipient, 1, n, 'damaged', ? FROM sequence WHERE recipient != ''",
+        at_ns,
     )
 
 

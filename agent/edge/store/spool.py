@@ -84,12 +84,13 @@ class Spool:
         drawn = self._db.row("SELECT 1 FROM sequence WHERE grant_id = ''")
         return self.set_aside is not None or drawn is None
 
-    def begin_at(self, marks: Mapping[str, Mark], row_id: int) -> None:
+    def begin_at(self, marks: Mapping[str, Mark], row_id: int, at_ns: int) -> None:
         """Go on above what an older file may have drawn, and note that it may be lost.
 
         Args:
             marks: How far that was, per grant.
             row_id: Of the first row: above those of any older file, whose rows may be on their way.
+            at_ns: Time of the records of gaps.
 
         Raises:
             StoreError: The disk refused; nothing changed.
@@ -104,7 +105,7 @@ class Spool:
         with self._db.transaction():
             for grant_id, mark in numbers.items():
                 self._write_number(grant_id, mark)
-            gaps.note_damage(self._db)
+            gaps.note_damage(self._db, at_ns)
             self._write_number("", Mark("", row_id - 1))
 
     @property

@@ -22,7 +22,7 @@ from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
 from agent.edge.store import grants, marks, overlays
-from agent.edge.store.consent import ConsentFile
+from agent.edge.store.consent import FLOOR_NS, ConsentFile
 from agent.edge.store.database import is_corrupt
 from agent.edge.store.directory import StateDirectory
 from agent.edge.store.file import NewerState
@@ -46,6 +46,7 @@ from agent.errors import StoreError
 SPOOLS = "spools"  # How many spool files have been begun.
 ROWS_OF_A_SPOOL = 1 << 40  # So many row ids are for each, so that none comes twice.
 SPOOL_ERASURES = "spool_erasures"  # How often the whole spool was erased under living grants.
+CHANGED_NS = "changed_ns"  # When grants changed last.
 NOTHING: AbstractSet[int] = frozenset()
 NO_GRANTS: AbstractSet[str] = frozenset()
 
@@ -73,7 +74,7 @@ class Store(ConsentFile):
         self._is_behind = True
         self._fault = ""
         try:
-            self._follow(0)
+            self._follow()
             self.scrub()  # Mends a crash between an erasure and the truncation of the log.
         except BaseException:
             self._close_files()
@@ -151,7 +152,7 @@ class Store(ConsentFile):
             live: Every grant of the policy that has not ended, also paused and pending ones.
             ended: Every grant that the policy ends. One that was live and is in neither list is
                 revoked; one in both has ended.
-            at_ns: Time of the tombstones, ns since the epoch.
+            at_ns: Time of the tombstones and of the records that tell the recipients.
             taken_over: The restrictions, by jti, that restrict no more under this policy.
             numbers: To be kept with it, as by `keep_numbers`.
 
@@ -174,10 +175,13 @@ class Store(ConsentFile):
         """
         return self._replace(None, self.live_grants(), ended, at_ns, lambda: None)
 
-    def suspend(self) -> Purged:
+    def suspend(self, at_ns: int) -> Purged:
         """Make every grant pending and erase the whole spool, because the policy has expired.
 
         No tombstones: a renewed policy may name the same grants.
+
+        Args:
+            at_ns: Time of the records that tell the recipients.
 
         Raises:
             StoreError: The disk refused; nothing changed.
@@ -186,12 +190,13 @@ class Store(ConsentFile):
         def step() -> None:
             with self._db.transaction():
                 self._db.rows("UPDATE live_grant SET state = 'pending'")
-                self._write_numbers({SPOOL_ERASURES: (self.number(SPOOL_ERASURES) or 0) + 1})
+                erasures = (self.number(SPOOL_ERASURES) or 0) + 1
+                self._write_numbers({SPOOL_ERASURES: erasures, CHANGED_NS: at_ns})
 
         if not self.counts() and all(g.state == "pending" for g in self.live_grants()):
             return Purged()
         self._db.with_reserve(step)
-        erased, scrubbed = self._follow(0, is_end=True)
+        erased, scrubbed = self._follow(is_end=True)
         return Purged(erased=erased, scrubbed=self._db.scrub() and scrubbed)
 
     def set_grant_state(self, grant_id: str, state: GrantState) -> None:
@@ -211,7 +216,7 @@ class Store(ConsentFile):
                     raise StoreError(f"grant {grant_id} is not live, expected a live one")
 
         self._db.with_reserve(step)
-        self._follow(0)
+        self._follow()
 
     def append(  # noqa: PLR0913 - the columns of a row, by keyword
         self,
@@ -355,7 +360,7 @@ class Store(ConsentFile):
     def scrub(self) -> bool:
         """Clear the traces of what has been erased; return whether that could be done."""
         if self._is_behind:
-            self._follow(0)
+            self._follow()
         is_done = self._spool is not None and not self._is_behind and self._spool.scrub()
         return self._db.scrub() and is_done
 
@@ -372,17 +377,18 @@ class Store(ConsentFile):
         def step() -> tuple[str, ...]:
             with self._db.transaction():
                 beside()
+                self._write_numbers({CHANGED_NS: at_ns})
                 return grants.replace(self._db, policy, live, ended, at_ns)
 
         before = {(grant.grant_id, grant.rev) for grant in self.live_grants()}
         not_revived = self._db.with_reserve(step)
         after = {(grant.grant_id, grant.rev) for grant in self.live_grants()}
-        erased, scrubbed = self._follow(at_ns, is_end=bool(before - after))
+        erased, scrubbed = self._follow(is_end=bool(before - after))
         return Purged(
             erased=erased, not_revived=not_revived, scrubbed=self._db.scrub() and scrubbed
         )
 
-    def _follow(self, at_ns: int, *, is_end: bool = False) -> tuple[dict[str, Tally], bool]:
+    def _follow(self, *, is_end: bool = False) -> tuple[dict[str, Tally], bool]:
         """Make the spool follow the consent; return what was erased, and whether without traces.
 
         The disk refusing is not raised: the consent is in force, and until this succeeds the spool
@@ -393,6 +399,7 @@ class Store(ConsentFile):
         """
         self._is_behind = True
         live, erasures = self.live_grants(), self.number(SPOOL_ERASURES) or 0
+        at_ns = self._latest_ns()
         try:
             spool = self._spool or self._opened()
             try:
@@ -411,6 +418,15 @@ class Store(ConsentFile):
         # Nobody can say whose envelopes lie in a file that could not be read.
         return erased, scrubbed and (not is_end or spool.remove_set_aside())
 
+    def _latest_ns(self) -> int:
+        """Return the latest time on disk: of what the spool does late no better one is known."""
+        policy = self.in_force()
+        return max(
+            self.number(CHANGED_NS) or 0,
+            self.number(FLOOR_NS) or 0,
+            0 if policy is None else policy.applied_ns,  # A state of 0.1.0 has no more.
+        )
+
     def _mark(self, grant_id: str, recipient: str, n: int) -> None:
         """Have it on disk, beside the consent, that the grant's numbers may have come to n."""
         known = self._marks.get(grant_id)
@@ -426,7 +442,8 @@ class Store(ConsentFile):
             if spool.is_new:
                 if self._marks and spool.set_aside is None:
                     _log.error("spool was missing")
-                spool.begin_at(self._marks, self.next_counter(SPOOLS) * ROWS_OF_A_SPOOL)
+                row_id = self.next_counter(SPOOLS) * ROWS_OF_A_SPOOL
+                spool.begin_at(self._marks, row_id, self._latest_ns())
         except BaseException:
             spool.close()
             raise
@@ -465,7 +482,7 @@ class Store(ConsentFile):
             _SpoolUnusable: It cannot be opened, or has not.
         """
         if self._is_behind:
-            self._follow(0)
+            self._follow()
         if self._spool is None or self._is_behind:
             raise _SpoolUnusable(f"the spool cannot be used: {self._fault}")
         return self._spool

@@ -272,7 +272,7 @@ def test_suspending_empties_the_spool_but_buries_nothing(store: Store) -> None:
     with_grants(store, "gr_a", "gr_b")
     put(store, "gr_a")
 
-    purged = store.suspend()
+    purged = store.suspend(11)
 
     assert purged.erased == {"gr_a": Tally(1, 6)}
     assert {grant.state for grant in store.live_grants()} == {"pending"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.edge.store import (
+    FLOOR_NS,
     ClassLimit,
     LiveGrant,
     Purged,
@@ -47,7 +48,7 @@ def test_what_an_expired_policy_left_is_erased_each_time_and_without_traces(
     for ver in (2, 3, 4):
         put(store, "gr_a", SECRET)
 
-        purged = store.suspend()
+        purged = store.suspend(7)
 
         assert purged == Purged(erased={"gr_a": Tally(1, 200)}, scrubbed=True)
         assert traces(directory, [SECRET]) == []
@@ -57,10 +58,75 @@ def test_what_an_expired_policy_left_is_erased_each_time_and_without_traces(
 
 def test_suspending_twice_changes_nothing_the_second_time(store: Store) -> None:
     with_grants(store, "gr_a")
-    store.suspend()
+    store.suspend(7)
 
-    assert store.suspend() == Purged()
+    assert store.suspend(7) == Purged()
     assert store.number("spool_erasures") == 1
+
+
+def test_the_record_of_a_gap_bears_the_time_of_what_made_it(store: Store) -> None:
+    """Its recipient is told when consent ended, never 1970."""
+    with_grants(store, "gr_a", "gr_b", "gr_c")
+    for grant_id in ("gr_a", "gr_b", "gr_c"):
+        put(store, grant_id)
+
+    store.end_grants([Tombstone("gr_a", "expired")], 30)
+    store.apply_policy(policy(2), [LiveGrant("gr_b", 2), LiveGrant("gr_c", 1)], [], 40)
+    store.suspend(50)
+
+    assert noted(store) == [
+        ("gr_a", 1, 1, "erased", 30),
+        ("gr_b", 1, 1, "erased", 40),
+        ("gr_c", 1, 1, "erased", 50),
+    ]
+
+
+def test_a_lower_time_counts_after_a_clock_that_was_wrong(store: Store) -> None:
+    """What a policy of a higher epoch has lowered."""
+    with_grants(store, "gr_a", "gr_b")
+    put(store, "gr_a")
+    store.keep_numbers({FLOOR_NS: 900})
+    store.end_grants([Tombstone("gr_b", "expired")], 900)
+
+    store.apply_policy(policy(1, epoch=2), [], [], 40, numbers={FLOOR_NS: 30})
+
+    assert noted(store) == [("gr_a", 1, 1, "erased", 40)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "at_ns"),
+    [({}, 60), ({FLOOR_NS: 75}, 75)],
+    ids=["of the suspension", "that the clock came to since"],
+)
+def test_a_spool_that_follows_late_notes_the_latest_time_on_disk(
+    directory: Path, numbers: dict[str, int], at_ns: int
+) -> None:
+    with Store.open(directory) as store:
+        with_grants(store, "gr_a")
+        put(store, "gr_a")
+    kept = directory.parent / "kept"
+    (directory / "spool.db").rename(kept)
+    (directory / "spool.db").mkdir()
+    with Store.open(directory) as store:
+        store.suspend(60)
+        store.keep_numbers(numbers)
+        (directory / "spool.db").rmdir()
+        kept.rename(directory / "spool.db")
+
+        assert noted(store) == [("gr_a", 1, 1, "erased", at_ns)]
+
+
+def test_what_may_be_lost_with_a_damaged_spool_bears_the_latest_time_on_disk(
+    directory: Path,
+) -> None:
+    filled(directory)
+    with Store.open(directory) as store:
+        store.keep_numbers({FLOOR_NS: 88})
+    with (directory / "spool.db").open("r+b") as file:
+        file.write(b"\xa5" * 4096)
+
+    with Store.open(directory) as store:
+        assert {(gap.why, gap.at_ns) for gap in store.gaps(9)} == {("damaged", 88)}
 
 
 @pytest.mark.parametrize("state", ["active", "paused"])
@@ -69,7 +135,7 @@ def test_suspending_makes_grants_pending_though_nothing_waits(store: Store, stat
     store.set_grant_state("gr_a", state)  # type: ignore[arg-type] # drawn
     store.set_grant_state("gr_b", "pending")
 
-    store.suspend()
+    store.suspend(7)
 
     assert [grant.state for grant in store.live_grants()] == ["pending"] * 2
 
@@ -79,7 +145,7 @@ def test_suspending_empties_the_spool_of_grants_that_pend_already(store: Store) 
     put(store, "gr_a")
     store.set_grant_state("gr_a", "pending")
 
-    assert store.suspend().erased == {"gr_a": Tally(1, 6)}
+    assert store.suspend(7).erased == {"gr_a": Tally(1, 6)}
     assert store.counts() == {}
 
 
@@ -90,7 +156,7 @@ def test_a_spool_set_aside_goes_with_an_erasure_under_living_grants(directory: P
     with Store.open(directory) as store:
         assert list(directory.glob("*corrupt*")) != []
 
-        assert store.suspend().scrubbed
+        assert store.suspend(7).scrubbed
         assert list(directory.glob("*corrupt*")) == []
 
 
@@ -260,7 +326,7 @@ def test_an_erasure_whose_traces_remain_in_either_log_does_not_say_that_they_are
     next(reading)
 
     ended = store.end_grants([Tombstone("gr_a", "expired")], 0)
-    suspended = store.suspend()
+    suspended = store.suspend(7)
 
     assert (set(ended.erased), ended.scrubbed) == ({"gr_a"}, False)
     assert (set(suspended.erased), suspended.scrubbed) == ({"gr_b", "gr_c"}, False)
@@ -370,7 +436,7 @@ def test_a_spool_that_turns_out_broken_while_it_is_read_begins_anew(
 def test_what_comes_after_an_erasure_stays(store: Store, directory: Path) -> None:
     """The spool remembers which erasures it has followed, also over a restart."""
     with_grants(store, "gr_a")
-    store.suspend()
+    store.suspend(7)
     store.apply_policy(policy(2), [LiveGrant("gr_a", 1)], [], 0)
     put(store, "gr_a")
 

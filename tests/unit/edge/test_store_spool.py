@@ -175,7 +175,7 @@ def test_the_end_of_a_grant_leaves_a_gap_for_its_recipient_and_nothing_else(
         assert (gap.grant_id, gap.recipient, gap.first_n, gap.last_n) == ("gr_a", "fleet-x", 2, 4)
         assert (gap.why, gap.at_ns) == ("erased", 9)
         assert traces(directory, [secret]) == []
-        store.suspend()
+        store.suspend(11)
         assert noted(store)[1:] == [("gr_b", 1, 1, "erased")]
 
 
@@ -249,7 +249,7 @@ def test_a_crash_between_the_two_files_ends_in_the_new_policy(directory: Path) -
         assert numbers(store) == [("gr_d", 1)]
         assert traces(directory, [secret]) == []
         assert put(store, "gr_b", rev=2) == 2
-        assert {gap.why for gap in store.gaps(9)} == {"erased"}
+        assert {(gap.why, gap.at_ns) for gap in store.gaps(9)} == {("erased", 2)}
 
 
 def damage(directory: Path) -> None:
