@@ -117,14 +117,14 @@ class Uplink(_Section):
     alpn: Annotated[tuple[str, ...], Field(strict=False)] = ()
     redirects: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Brokers that the first one may send us to."""
-    keepalive_s: Annotated[int, Field(ge=5, le=3_600)] = 15
+    keepalive_s: Annotated[int, Field(ge=5, le=3_600)] = 14
     window: Annotated[int, Field(ge=1, le=1_000)] = 20
     """Most publishes without an answer; the broker's Receive Maximum lowers it."""
     max_rate_per_s: Annotated[float, Field(gt=0, le=100_000)] = 50.0
     """Most envelopes a second, so that a backlog does not overrun the broker."""
     order: Literal["oldest", "newest"] = "oldest"
     """Which envelopes of a grant go first."""
-    when: dict[str, tuple[str, ...]] = Field(default={}, strict=False)
+    when: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = {}
     """Class of scopes -> interfaces over which its envelopes may be sent."""
     min_backoff_s: _Seconds = 1.0
     max_backoff_s: _Seconds = 300.0

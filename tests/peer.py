@@ -19,6 +19,19 @@ from paho.mqtt.properties import Properties
 
 WAIT_S = 15.0
 
+# What a broker may send that is no answer to anything.
+GARBAGE = {
+    "unknown packet": b"\xf0\x00",
+    "endless length": b"\x30\xff\xff\xff\xff\xff",
+    "publish without a topic": b"\x32\x01\x00",
+    "publish with broken properties": b"\x32\x08\x00\x01t\x00\x05\x7f\xff\xff",
+    "puback cut short": b"\x40\x01\x00",
+    "topic that is no UTF-8": b"\x32\x07\x00\x02\xff\xfe\x00\x05\x00",
+    "suback nobody asked for": b"\x90\x03\x00\x63\x00",
+    "another connack": b"\x20\x03\x00\x00\x00",
+    "disconnect": b"\xe0\x02\x8b\x00",
+}
+
 
 def wait_until(found: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
     """Return what `found` returns once that is true; fails after the timeout."""

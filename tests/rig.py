@@ -144,8 +144,12 @@ class Rig:
     def reload(self, daemon: Daemon, **changes: Any) -> None:
         """Let the daemon take up the files as they are now, in its own thread."""
         config = self.config().model_copy(update=changes)
+        self.inside(daemon, lambda: daemon.reload(config, load_parts(config)))
+
+    def inside(self, daemon: Daemon, step: Callable[[], object]) -> None:
+        """Do something in the daemon's own thread; raise what it raises."""
         done: Future[None] = Future()
-        self._asks.put((lambda: daemon.reload(config, load_parts(config)), done))
+        self._asks.put((lambda: step() and None, done))
         daemon.wake()
         done.result(WAIT_S)
 

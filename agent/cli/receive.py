@@ -31,6 +31,9 @@ _FILE = click.Path(path_type=Path)
     type=click.Path(path_type=Path, dir_okay=False),
     help="Remember in this file what has come, so that it comes once over restarts.",
 )
+@click.option(
+    "--revoked", multiple=True, metavar="KID", help="A device that was struck off; several."
+)
 @click.option("--seconds", type=click.FloatRange(min=0.1), help="End after so long.")
 @click.option(
     "--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True
@@ -47,6 +50,7 @@ def command(  # noqa: PLR0913 - one argument per option
     devices: tuple[Path, ...],
     count: int | None,
     inbox: Path | None,
+    revoked: tuple[str, ...],
     seconds: float | None,
     form: str,
 ) -> int:
@@ -64,6 +68,7 @@ def command(  # noqa: PLR0913 - one argument per option
         recipient=recipient,
         recipient_keys=private,
         devices=enrolled,
+        revoked=frozenset(revoked),
         inbox=inbox,
     ) as receiver:
         note(f"subscribed as {recipient} at {host}:{port}")

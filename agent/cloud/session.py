@@ -6,16 +6,19 @@ Rules:
  * TLS with the caller's context; the broker's name is checked by it.
 """
 
+import ipaddress
 import logging
 import queue
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -24,6 +27,7 @@ from agent.errors import UplinkError
 
 RECEIVE_MAXIMUM = 100  # Messages in memory that are not handled yet.
 ANSWER_S = 15.0
+AGAIN_S = 1.0  # Before the next attempt, where the broker broke the protocol.
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +77,14 @@ class Session:
             arrived: Called with each message in paho's thread.
 
         Raises:
-            UplinkError: The broker is not there, or does not let us in.
+            UplinkError: The broker is not there, does not let us in, or would be spoken to in the
+                clear over a network.
         """
+        if broker.tls is None and not _is_loopback(broker.host):
+            raise UplinkError(
+                f"{broker.host} would be spoken to without TLS, expected loopback",
+                hint="give the broker's CA and your certificate",
+            )
         self._topics = [(topic, 1) for topic in topics]
         self._arrived = arrived
         self._connection = 0
@@ -178,14 +188,27 @@ class Session:
         self._outcome.put(str(arguments[3]))
 
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
-        arrived = Arrived(message.topic, bytes(message.payload), message.mid, self._connection)
         try:
-            self._arrived(arrived)
+            topic = message.topic
+        except UnicodeDecodeError:
+            self._client.ack(message.mid, message.qos)  # Nobody's: it would come again for ever.
+            return
+        try:
+            self._arrived(Arrived(topic, bytes(message.payload), message.mid, self._connection))
         except Exception:  # noqa: BLE001 - out of here it would end paho's thread, unseen
             _log.exception("message not handled")
 
     def _on_publish(self, *arguments: Any) -> None:
         self._answers.put(arguments[3])
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine, by its name or address alone."""
+    if host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
 
 
 class _Client(Client):
@@ -194,6 +217,31 @@ class _Client(Client):
     def __init__(self, broker: BrokerAddress, *arguments: Any, **others: Any) -> None:
         super().__init__(*arguments, **others)
         self._broker = broker
+        self._closing = threading.Event()
+
+    def _thread_main(self) -> None:
+        # What paho raises over the broker's bytes would end its thread, and nobody would hear.
+        is_over = False
+        while not is_over:
+            try:
+                self.loop_forever(retry_first_connection=True)
+                is_over = True
+            except Exception:  # noqa: BLE001 - paho raises anything over bytes it did not expect
+                _log.exception("broker breaks the protocol")
+                is_over = not self._connect_anew()
+
+    def _connect_anew(self) -> bool:
+        """Connect again and again until that is done; False: the session was closed meanwhile."""
+        while not self._closing.wait(AGAIN_S):
+            with suppress(OSError, ValueError):
+                self.reconnect()
+                return True
+        return False
+
+    def disconnect(self, *arguments: Any, **others: Any) -> MQTTErrorCode:
+        """Say goodbye; the thread ends."""
+        self._closing.set()
+        return super().disconnect(*arguments, **others)
 
     def _create_socket(self) -> socket.socket:
         broker = self._broker

@@ -6,7 +6,8 @@ Rules:
  * Only what an active grant covers is offered; the store and this module both see to it.
  * A class that may not use the interface of now waits, and so does a grant that the broker refuses;
    neither holds up the others.
- * A row goes when the broker has taken it over, not before.
+ * A row goes when the broker has taken it over, not before. While the disk refuses that, it is not
+   sent again.
 """
 
 import logging
@@ -24,9 +25,12 @@ from agent.core.model import NS_PER_S
 from agent.core.standing import Standing
 from agent.edge.store import Store, StoredGap
 from agent.edge.uplink import Delivered, Disconnected, Refused, Uplink
+from agent.errors import StoreError
 
 POLICY_FIRST_S = 2.0  # How long a new connection waits for the retained policy before it publishes.
 POLICY_NEXT_S = 0.2  # And behind a policy for another: a session brings all that it missed.
+ERASE_AGAIN_S = 1.0  # After the disk refused to erase what was delivered.
+MAX_OWED = 2000  # Delivered envelopes on a disk that refuses; with more nothing is sent any more.
 MAX_GAPS = 4  # Records offered at once, beside envelopes.
 
 _log = logging.getLogger(__name__)
@@ -57,6 +61,9 @@ class Publisher:
         self._uplink = uplink
         self._journal = journal
         self._counts = counts
+        self._owed: set[int] = set()  # Answered, but not erased yet.
+        self._erase_after_s = 0.0
+        self._is_owing = False  # It was told that the disk refuses.
         self._flying: dict[int, tuple[str, int, int]] = {}  # Row → grant, n, bytes.
         self._telling: dict[int, StoredGap] = {}  # Gaps on their way.
         self._after_s = math.inf  # Until there is a connection.
@@ -107,7 +114,8 @@ class Publisher:
         row_ids = [event.row_id for event in arrived]
         if not row_ids:
             return
-        self._store.delivered(row_ids)
+        self._owed.update(row_ids)
+        self._erase()
         self._counts["delivered"] += sum(1 for row_id in row_ids if row_id > 0)
         self._counts["unheard"] += sum(1 for event in arrived if not event.heard)
         for row_id in row_ids:
@@ -126,6 +134,19 @@ class Publisher:
                     reason=told.why,
                 )
 
+    def _erase(self) -> None:
+        """Erase what the broker has taken over; while the disk refuses it is not sent again."""
+        self._erase_after_s = time.monotonic() + ERASE_AGAIN_S
+        try:
+            self._store.delivered(sorted(self._owed))
+        except StoreError as exc:
+            if not self._is_owing:
+                _log.error("delivered envelopes stay", extra={"error": exc.message})
+            self._is_owing = True
+        else:
+            self._owed.clear()
+            self._is_owing = False
+
     def publish(self, now_ns: int, catalogue: Catalogue) -> None:
         """Offer as much as there is room for."""
         if time.monotonic() < self._after_s:
@@ -133,7 +154,11 @@ class Publisher:
         room = self._uplink.room()
         if room <= 0:
             return
-        busy = self._uplink.in_flight()
+        if self._owed and time.monotonic() >= self._erase_after_s:
+            self._erase()
+        if len(self._owed) > MAX_OWED:
+            return
+        busy = self._uplink.in_flight() | self._owed
         held = self._uplink.held_grants() | self._blocked(catalogue)
         standings = self._consent.standings
         for row in self._store.pending(room, exclude=busy, without=held):
@@ -153,7 +178,8 @@ class Publisher:
 
     def _publish_gaps(self) -> None:
         """Tell recipients which numbers will not come, also of grants that have ended."""
-        for gap in self._store.gaps(MAX_GAPS, exclude=self._uplink.in_flight()):
+        busy = self._uplink.in_flight() | self._owed
+        for gap in self._store.gaps(MAX_GAPS, exclude=busy):
             record = Gap(
                 vehicle=self._vehicle,
                 device_kid=self._device.kid,

@@ -1,13 +1,16 @@
 import hashlib
+import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.cloud import session
 from agent.cloud.envelope import Opened
 from agent.cloud.receiver import (
     BrokerAddress,
@@ -26,7 +29,7 @@ from tests import sealing
 from tests.broker import Broker, free_ports
 from tests.cloud import VEHICLE, Cloud
 from tests.columns import SPEED, batch
-from tests.peer import Peer, wait_until
+from tests.peer import GARBAGE, WAIT_S, FakeBroker, Peer, wait_until
 from tests.pki import Files, Pki, context
 
 pytestmark = pytest.mark.broker
@@ -338,6 +341,48 @@ def test_a_recipient_knows_what_it_misses_and_why(broker: Broker, pki: Pki, vehi
         (2, 4, "evicted"),
         (6, 6, "lost"),
     ]
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_a_broker_that_talks_nonsense_does_not_end_the_subscription(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paho's thread would die of it unseen, and whoever waits for envelopes would wait for ever."""
+    monkeypatch.setattr(session, "AGAIN_S", 0.05)
+    with (
+        FakeBroker() as fake,
+        Receiver(
+            BrokerAddress("127.0.0.1", fake.port, None),
+            recipient="fleet-x",
+            recipient_keys=sealing.recipient_keys(),
+            devices=sealing.devices(),
+        ) as found,
+    ):
+        fake.send(GARBAGE[what])
+        time.sleep(0.2)
+        with suppress(OSError):  # It may have gone by itself.
+            fake.drop()
+        wait_until(lambda: fake.connects > 1 and len(fake.packets) > 3)
+        fake.send(published(TOPIC, sealed(1)))
+        late = threading.Timer(WAIT_S, found.close)  # Or it would wait for ever.
+        late.start()
+        items = list(islice(found, 1))
+        late.cancel()
+
+    assert [type(item) for item in items] == [Opened]
+
+
+def published(topic: str, payload: bytes) -> bytes:
+    """Return a PUBLISH with QoS 1 (MQTT 5 section 3.3)."""
+    body = struct.pack("!H", len(topic)) + topic.encode() + b"\x00\x07\x00" + payload
+    length = bytes([len(body) & 127 | 128, len(body) >> 7])
+    return b"\x32" + length + body
+
+
+def test_nobody_is_spoken_to_in_the_clear_over_a_network() -> None:
+    there = BrokerAddress("broker.example", 1883, None)
+    with pytest.raises(UplinkError, match="without TLS"):
+        push_policy(VEHICLE, Cloud().policy(), there, devices={}, timeout_s=0.2)
 
 
 def test_a_device_that_was_struck_off_is_believed_no_more(

@@ -27,7 +27,7 @@ from agent.edge.uplink import (
 from agent.edge.uplink import uplink as lane
 from tests.broker import Broker
 from tests.driven import Driven, Spooled, plain_config, spool, tls_config
-from tests.peer import WAIT_S, FakeBroker, Peer, wait_until
+from tests.peer import GARBAGE, WAIT_S, FakeBroker, Peer, wait_until
 from tests.pki import Pki, context
 
 pytestmark = pytest.mark.broker
@@ -533,19 +533,6 @@ def _has(driven: Driven, kind: type[UplinkEvent]) -> bool:
         driven.wait(kind, timeout_s=0.05)
         return True
     return False
-
-
-GARBAGE = {
-    "unknown packet": b"\xf0\x00",
-    "endless length": b"\x30\xff\xff\xff\xff\xff",
-    "publish without a topic": b"\x32\x01\x00",
-    "publish with broken properties": b"\x32\x08\x00\x01t\x00\x05\x7f\xff\xff",
-    "puback cut short": b"\x40\x01\x00",
-    "topic that is no UTF-8": b"\x32\x07\x00\x02\xff\xfe\x00\x05\x00",
-    "suback nobody asked for": b"\x90\x03\x00\x63\x00",
-    "another connack": b"\x20\x03\x00\x00\x00",
-    "disconnect": b"\xe0\x02\x8b\x00",
-}
 
 
 @pytest.mark.parametrize("what", GARBAGE)

@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -374,18 +375,27 @@ def test_a_connection_is_made_anew_for_a_certificate_only_when_asked_for(
 
 @pytest.mark.parametrize("days", [29, 31])
 def test_the_end_of_our_certificate_is_told_a_month_ahead(
-    tmp_path: Path, pki: Pki, broker: Broker, caplog: pytest.LogCaptureFixture, days: int
+    tmp_path: Path,
+    pki: Pki,
+    broker: Broker,
+    caplog: pytest.LogCaptureFixture,
+    days: int,
 ) -> None:
     """Once a day in the log, and for `health` at any time."""
     files = Rotating(tmp_path / "tls", pki)
     files.put(not_after=NOW + days * DAY)
     config = tls_config(broker.port, "veh-1", pki.vehicle("veh-1"))
     about = {name: getattr(config, name) for name in UplinkConfig.__dataclass_fields__}
-    with Driven(UplinkConfig(**(about | {"tls": files.source()}))) as driven:
+    with Driven(UplinkConfig(**(about | {"tls": files.source(), "keepalive_s": 1}))) as driven:
         driven.wait(Connected)
+        first = caplog.text.count("certificate ends soon")
+        driven.uplink._server._warned_s = 0.0  # The next day; the connection holds.
+        time.sleep(1.5)
+        on_the_same_connection = caplog.text.count("certificate ends soon")
         broker.stop()
         driven.wait(Disconnected)
         ends_s = driven.uplink.certificate_ends_s
 
-    assert caplog.text.count("certificate ends soon") == (1 if days < 30 else 0)
+    assert first == (1 if days < 30 else 0)
+    assert (on_the_same_connection > first) == (days < 30)
     assert ends_s == int((NOW + days * DAY).timestamp())

@@ -176,12 +176,13 @@ def test_a_protocol_is_asked_for_where_the_port_is_shared(pki: Pki) -> None:
 def test_a_link_that_died_without_a_word_is_found_within_two_keepalives(
     broker: Broker, pki: Pki
 ) -> None:
-    """30 s with the default of 15: nobody is told when a modem loses its cell."""
+    """28 s with the default of 14: nobody is told when a modem loses its cell."""
     with (
         Relay(broker.port) as relay,
-        Driven(config(pki, relay.port, keepalive_s=1)) as driven,
+        Driven(config(pki, relay.port, keepalive_s=2)) as driven,
     ):
         assert delivers(driven)
+        time.sleep(0.7)  # Out of step with whatever looks at the clock.
         relay.silent = True
         begun = time.monotonic()
         driven.wait(Disconnected)
@@ -189,8 +190,8 @@ def test_a_link_that_died_without_a_word_is_found_within_two_keepalives(
         relay.silent = False
         driven.wait(Connected)
 
-    assert found_s < 2.5
-    assert UplinkConfig.__dataclass_fields__["keepalive_s"].default == 15
+    assert found_s < 4.3
+    assert 2 * UplinkConfig.__dataclass_fields__["keepalive_s"].default < 30
 
 
 def test_bytes_without_an_answer_end_the_connection_in_the_kernel() -> None:

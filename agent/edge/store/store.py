@@ -302,10 +302,12 @@ class Store(ConsentFile):
         """Remove envelopes that the broker has taken over; return what, per grant.
 
         Ids that are not there, because their grant has ended meanwhile, are passed over. Ids below
-        zero are those of gaps that were told. When the disk refuses they stay and are delivered
-        again.
+        zero are those of gaps that were told.
+
+        Raises:
+            StoreError: The disk refused, or the spool cannot be used; all stay.
         """
-        return self._read(lambda spool: spool.delivered(row_ids), {})
+        return self._guarded(lambda spool: spool.delivered(row_ids))
 
     def expire(self, now_ns: int) -> Mapping[str, Tally]:
         """Erase envelopes whose retention has passed (expires_ns ≤ now); return what, per grant.

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,11 @@ class PahoClient(Client):
         super().__init__(*arguments, **others)
         self._dialled = dialled
         self.tls_fault: str | None = None
+
+    def quiet_s(self) -> float:
+        """Return how long there is nothing to do for the keep-alive: no ping, and no verdict."""
+        last_s = min(float(self._last_bytes_received), float(self._last_msg_out))
+        return max(0.0, last_s + self.keepalive - time.monotonic())
 
     def _create_socket(self) -> socket.socket:
         return self._dialled()

@@ -171,6 +171,11 @@ class Connection:
         if self._ended is not None or self._client.socket() is None:
             raise self._ended or self._lost()
 
+    @property
+    def quiet_s(self) -> float:
+        """How long `step` may wait, or a dead link is found late."""
+        return self._client.quiet_s()
+
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, **about: Any) -> int:
         """Queue a message; return its mid.
 

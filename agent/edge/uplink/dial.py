@@ -128,9 +128,10 @@ def _pass(sock: socket.socket, proxy: Proxy, host: str, port: int) -> None:
         request += f"Proxy-Authorization: Basic {word}\r\n"
     sock.sendall(f"{request}\r\n".encode("ascii"))
     place = f"the proxy {proxy.host}:{proxy.port}"
-    answer = b""
+    answer, until_s = b"", time.monotonic() + EACH_S
     # Byte by byte: what follows the header belongs to the broker.
     while not answer.endswith(b"\r\n\r\n"):
+        sock.settimeout(max(0.001, until_s - time.monotonic()))  # A byte now and then is no answer.
         more = sock.recv(1)
         if not more or len(answer) >= MAX_ANSWER_BYTES:
             raise ConnectionEnded(f"{place} gave no answer to CONNECT")

@@ -58,12 +58,18 @@ class Server:
         if self._tls.fault is not None and self._tls.fault != self._fault:
             _log.warning("new certificate unusable", extra={"error": self._tls.fault})
         self._fault = self._tls.fault
-        now_s = time.time()
-        days = (self._tls.ends_s - now_s) / DAY_S
-        if self._tls.ends_s and days < WARN_DAYS and now_s - self._warned_s >= DAY_S:
+        self.look_at_certificate()
+        return context
+
+    def look_at_certificate(self) -> None:
+        """Say in the log, once a day, that our certificate ends soon."""
+        ends_s, now_s = self.certificate_ends_s, time.time()
+        if ends_s is None or now_s - self._warned_s < DAY_S:
+            return
+        days = (ends_s - now_s) / DAY_S
+        if days < WARN_DAYS:
             self._warned_s = now_s
             _log.warning("certificate ends soon", extra={"days": int(days)})
-        return context
 
     def has_new_certificate(self) -> bool:
         """Whether a connection with another certificate is to replace this one now."""

@@ -45,6 +45,7 @@ from agent.edge.uplink.value import (
 from agent.edge.uplink.wake import Wake
 
 MOVE_S = 5.0  # The thread moves at least this often.
+LATE_S = 0.01  # Not earlier than a moment at which something is due.
 ATTEMPT_S = 60.0  # A name lookup cannot be interrupted; so long it counts as moving.
 CONNACK_S = 20.0  # From the end of the TLS handshake until the subscription stands.
 ANSWER_S = 60.0  # A broker that leaves a publish unanswered for longer is left.
@@ -364,7 +365,8 @@ class Uplink:
         if connection.came_up and self._server.has_new_certificate():
             with self._lock:
                 self._cut()
-        wait_s = min(MOVE_S, self._config.keepalive_s / 4)
+        self._server.look_at_certificate()
+        wait_s = min(MOVE_S, connection.quiet_s + LATE_S)
         with self._lock:
             if self._connection is connection:
                 oldest_ns = self._outbox.oldest_ns()

@@ -54,7 +54,7 @@ class UplinkConfig:
     vehicle: str
     client_id: str
     tls: ssl.SSLContext | TlsSource | None
-    keepalive_s: int = 15
+    keepalive_s: int = 14
     window: int = 20
     max_rate_per_s: float = 50.0
     min_backoff_s: float = 1.0
