@@ -133,6 +133,50 @@ def test_no_room_at_any_write_leaves_consent_at_work(tmp_path: Path) -> None:
     assert told == "['refused', 'scrubbed True']"
 
 
+GREEDY = """
+    import os, sys
+    from pathlib import Path
+    from agent.edge.store import LiveGrant, LocalStop, Store, StoredPolicy, Tombstone
+    root = Path(sys.argv[1])
+    filler = (root / "filler").open("ab", buffering=0)
+    def fill():
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+    def policy(ver):
+        return StoredPolicy(b"%04d" % ver * 15_000, 1, ver, b"%032d" % ver, b"c" * 32, ver)
+    def stop():
+        store.keep_local_stop(LocalStop("*", "uid 1", 1))
+    def revoke(ver, *live):
+        ended = [Tombstone(name, "revoked") for name in "abcd" if name not in live]
+        store.apply_policy(policy(ver), [LiveGrant(name, 1) for name in live], ended, 0)
+    store = Store.open(root / "state")
+    store.apply_policy(policy(1), [LiveGrant(name, 1) for name in "abcd"], [], 0)
+    for index in range(400):
+        store.append("abcd"[index % 4], 1, recipient="r", created_ns=0, expires_ns=10**18,
+                     seal=lambda n: os.urandom(3000))
+    steps = [stop, lambda: store.lift_local_stop("*"), lambda: revoke(2, *"abcd"), stop]
+    steps += [lambda: revoke(3, *"abc"), lambda: store.lift_local_stop("*")]
+    steps += [lambda: revoke(4, *"ab"), lambda: store.set_grant_state("a", "paused")]
+    steps += [lambda: store.end_grants([Tombstone("b", "expired")], 0), stop]
+    steps += [lambda: revoke(5), lambda: store.keep_numbers({"floor_ns": 7})]
+    for step in steps:
+        fill()
+        step()
+    print(store.in_force().ver, store.live_grants(), len(store.local_stops()), store.counts())
+    print((root / "state" / "reserve").stat().st_size > 1 << 20)
+"""
+
+
+def test_a_disk_that_others_fill_after_each_step_leaves_room_for_the_next_one(
+    tmp_path: Path,
+) -> None:
+    """What a step has used of the reserve is less for the next one, not all of it."""
+    assert on_a_small_disk(tmp_path, 16, GREEDY) == ["5 () 1 {}", "True"]
+
+
 READ_ONLY = """
     import os, subprocess, sys
     from pathlib import Path

@@ -7,7 +7,8 @@
 
 Rules:
  * One process: a lock file keeps every other one out.
- * On a full disk the reserve file gives its room to what ends consent, never to envelopes.
+ * On a full disk the reserve file gives its room to what ends consent, never to envelopes. What is
+   left is kept again at once, before another writer takes it.
 """
 
 import fcntl
@@ -19,6 +20,7 @@ from pathlib import Path
 from agent.errors import StoreBusy, StoreError
 
 RESERVE_BYTES = 4 * 1024 * 1024  # A policy of 64 KiB and the log of a piecewise erasure, with room.
+_PAGE_BYTES = 4096
 
 
 class StateDirectory:
@@ -64,14 +66,33 @@ class StateDirectory:
             os.truncate(self.path / "reserve", 0)
 
     def fill_reserve(self) -> None:
-        """Keep the room again, as far as there is any."""
+        """Keep the room again, as much of it as there is."""
         # On a full disk there is none until room is made; that is no reason to stop.
         with suppress(OSError):
             fd = os.open(self.path / "reserve", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(fd, 0, RESERVE_BYTES)
+                _grow(fd)
             finally:
                 os.close(fd)
+
+
+def _grow(fd: int) -> None:
+    """Make the reserve as long as it should be, or as long as the disk allows.
+
+    Raises:
+        OSError: The disk does not say how long it is.
+    """
+    size = os.fstat(fd).st_size
+    step = RESERVE_BYTES - size
+    while step > 0:
+        # All or nothing: what a full disk has left is found by halving.
+        try:
+            os.posix_fallocate(fd, size, step)
+        except OSError:
+            step = step // 2 if step >= 2 * _PAGE_BYTES else 0
+        else:
+            size += step
+            step = min(step, RESERVE_BYTES - size)
 
 
 def _check_directory(directory: Path) -> None:
