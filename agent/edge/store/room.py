@@ -2,7 +2,7 @@
 
 Rules:
  * The grant whose classes go first gives way, its oldest envelope first.
- * Nothing goes for what goes before it itself.
+ * Nothing goes for what goes before it itself, nor for what would not fit then either.
  * Each envelope that goes is noted as a gap, in the transaction that erases it.
 """
 
@@ -42,23 +42,26 @@ class Room:
             told: Gaps that must not change any more.
 
         Returns:
-            What went, per grant, and whether it fits now. It does not when only grants are left
-            that go after it.
+            What went, per grant, and whether it fits now. If not, nothing went.
         """
         gone: dict[str, Tally] = {}
         rank = self._limits.rank(grant.classes)
+        all_that_may = {
+            other.grant_id: self._tallies[other.grant_id]
+            for other in self._live.values()
+            if other.grant_id in self._tallies and self._limits.rank(other.classes) <= rank
+        }
+        if self._over(grant, size, all_that_may, free) is not None:
+            return {}, False
         while (over := self._over(grant, size, gone, free)) is not None:
             victims = [
                 other
                 for other in self._live.values()
                 if over in ("", *other.classes)
-                and self._limits.rank(other.classes) <= rank
+                and other.grant_id in all_that_may
                 and self._held(other.grant_id, gone) > 0
             ]
-            row = self._oldest(victims)
-            if row is None:
-                return gone, False
-            row_id, grant_id, recipient, n, row_size = row
+            row_id, grant_id, recipient, n, row_size = self._oldest(victims)
             self._db.rows("DELETE FROM spool WHERE row_id = ?", row_id)
             note = (grant_id, recipient, n, n)
             gaps.keep(self._db, [note], "evicted", at_ns, told=told)
@@ -93,10 +96,10 @@ class Room:
             self._tallies.get(grant_id, nothing).size_bytes - gone.get(grant_id, nothing).size_bytes
         )
 
-    def _oldest(self, victims: Sequence[LiveGrant]) -> tuple[int, str, str, int, int] | None:
-        """Return the oldest row of the grants that go first."""
+    def _oldest(self, victims: Sequence[LiveGrant]) -> tuple[int, str, str, int, int]:
+        """Return the oldest row of the grants that go first, of which each has some."""
         found = []
-        least = min((self._limits.rank(grant.classes) for grant in victims), default=0)
+        least = min(self._limits.rank(grant.classes) for grant in victims)
         for grant in victims:
             if self._limits.rank(grant.classes) != least:
                 continue
@@ -108,4 +111,4 @@ class Room:
             )
             if row is not None:
                 found.append((int(row[0]), str(row[1]), str(row[2]), int(row[3]), int(row[4])))
-        return min(found, default=None)
+        return min(found)

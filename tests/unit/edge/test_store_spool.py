@@ -79,6 +79,27 @@ def test_an_envelope_that_no_other_may_go_for_is_a_gap_itself(directory: Path) -
         assert noted(store) == [("gr_a", 1, 1, "evicted")]
 
 
+def test_nothing_goes_for_an_envelope_that_does_not_fit_then_either(directory: Path) -> None:
+    """Neither one that is longer than the limit, nor one that must leave others where they are."""
+    limits = SpoolLimits(
+        max_bytes=100,
+        evict_first=("location", "usage", "identity"),
+        classes={"cabin": ClassLimit(max_bytes=30)},
+    )
+    with Store.open(directory, limits=limits) as store:
+        classed(store, gr_l="location", gr_u="usage", gr_i="identity", gr_x="cabin")
+        for grant_id in ("gr_l", "gr_l", "gr_i", "gr_u", "gr_x"):
+            put(store, grant_id, b"x" * 20)
+        waiting = numbers(store)
+
+        for grant_id, size in (("gr_i", 101), ("gr_u", 81), ("gr_l", 61), ("gr_x", 31)):
+            put(store, grant_id, b"x" * size)
+            assert numbers(store) == waiting, grant_id
+        put(store, "gr_u", b"x" * 80)
+
+        assert numbers(store) == [("gr_i", 1), ("gr_u", 3)]
+
+
 def test_classes_go_in_the_order_of_the_configuration(directory: Path) -> None:
     """Then by age; what is worth more never goes for what is worth less."""
     limits = SpoolLimits(max_bytes=100, evict_first=("location", "usage"))
