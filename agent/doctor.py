@@ -138,7 +138,8 @@ def _clock(config: Config) -> Check:
     if file is not None and not file.exists():
         hint = f"time windows are closed until then; {file} shows it (`synchronised` under [time])"
         return Check("clock", Verdict.WARN, "nobody has set it since the start", hint)
-    return Check("clock", Verdict.OK, f"it is synchronised and says {moment(now_s)}")
+    known = "believed (`synchronised` is always)" if file is None else "synchronised"
+    return Check("clock", Verdict.OK, f"it is {known} and says {moment(now_s)}")
 
 
 def _buses(config: Config, root: Path) -> Iterator[Check]:
@@ -216,7 +217,8 @@ def _running(status: StatusReport) -> Iterator[Check]:
         yield Check("policy", Verdict.WARN, "no grant is active", "`consentry status` says why")
     else:
         active = sum(grant.state == "active" for grant in status.grants)
-        text = f"version {status.policy.ver} is in force, {active} grants are active"
+        grants = "1 grant is" if active == 1 else f"{active} grants are"
+        text = f"version {status.policy.ver} is in force, {grants} active"
         yield Check("policy", Verdict.OK, text)
 
 

@@ -45,8 +45,8 @@ def start_logging(level: str) -> None:
     handler.setFormatter(_EventFormatter())
     logging.getLogger().handlers[:] = [handler]
     set_level(level)
-    # Libraries speak of frames and packets at their lower levels.
-    for noisy in ("can", "paho", "cantools"):
+    # Libraries speak of frames and packets at their lower levels, or of themselves.
+    for noisy in ("can", "paho", "cantools", "numexpr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

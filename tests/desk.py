@@ -130,6 +130,7 @@ class Desk:
             "dbc": '["car.dbc"]',
             "mapping": '"car.vspec"',
             "max_age_s": "60.0",
+            "rights": "",
         } | replaced
         return self.write(
             "agent.toml",
@@ -141,6 +142,7 @@ class Desk:
             directory = "state"
             [control]
             socket = "{self.socket}"
+            {values["rights"]}
             [keys]
             device = {values["device"]}
             [batch]

@@ -21,6 +21,7 @@ from agent.core.policy import Policy
 from agent.core.replay import Replay
 from agent.edge.files import load_policy
 from agent.edge.logfile import read_logs
+from agent.errors import NotRunning
 from agent.parts import Vehicle, load_vehicle
 
 _CHUNK = 4096  # Frames between two looks at the plan.
@@ -64,7 +65,10 @@ def command(  # noqa: PLR0913 - one argument per option
     if is_live and offline:
         raise click.UsageError("--policy and --log are for --offline: the agent has its own")
     if is_live or (is_live is None and not offline):
-        found = parse_explanation(asked(Explain(path), config_file, socket))
+        try:
+            found = parse_explanation(asked(Explain(path), config_file, socket))
+        except NotRunning as exc:
+            raise NotRunning(exc.message, hint=f"{exc.hint}; --offline reads the files") from exc
     else:
         vehicle = load_vehicle(load_config(config_file))
         found = explain(path, _view(vehicle, policy, logs))

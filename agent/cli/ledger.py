@@ -186,7 +186,11 @@ def _print(entry: Entry, *, as_json: bool) -> None:
         told = {"n": entry.n, "t": entry.t_s, "event": entry.name, "facts": entry.facts}
         write_json(sys.stdout, told)
         return
-    facts = "  ".join(f"{name}={_shown(value)}" for name, value in entry.facts.items())
+    facts = "  ".join(
+        # No grant is named where a stop is of all grants, those to come too.
+        f"{name}={'all' if entry.name == 'local-stop' and value == [] else _shown(value)}"
+        for name, value in entry.facts.items()
+    )
     click.echo(f"{entry.n:>8}  {_time(entry.t_s)}  {entry.name:<20}  {facts}".rstrip())
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -81,6 +81,44 @@ def _standard_output() -> Iterator[IO[str]]:
 def write_json(file: IO[str], value: object) -> None:
     """Write one JSON value on one line."""
     file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    style: Callable[[str], str] = str,
+) -> Iterator[str]:
+    """Yield the lines of a table whose columns stand below each other.
+
+    Args:
+        head: The columns' names.
+        rows: As many cells each; numbers with their unit.
+        style: Gives a cell its colour, which takes no room.
+    """
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    names = "  ".join(cell.ljust(width) for cell, width in zip(head, widths, strict=True))
+    yield click.style(names.rstrip(), bold=True)
+    for row in rows:
+        cells = (
+            style(cell) + " " * (width - len(cell)) for cell, width in zip(row, widths, strict=True)
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def counted(number: int, noun: str) -> str:
+    """Return as in `1 envelope`, `1,200 envelopes`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size(size_bytes: int) -> str:
+    """Return a size as a person reads it, such as `1.2 MB` (1,200,000 B)."""
+    left: float = size_bytes
+    for unit in ("B", "kB", "MB"):
+        if left < 1000:
+            return f"{left:.0f} B" if unit == "B" else f"{left:.1f} {unit}"
+        left /= 1000
+    return f"{left:.1f} GB"
 
 
 def row_of(sample: Sample) -> dict[str, object]:

@@ -31,6 +31,7 @@ def command(config_file: Path, socket: Path | None, document: Path, *, as_json: 
         return
     try:
         grants = ["all grants" if grant == EVERY_GRANT else grant for grant in answer["grants"]]
-        click.echo(f"{answer['outcome']}: {answer['mode']} of {', '.join(grants)}")
+        again = " (it was known already)" if answer["outcome"] == "repeated" else ""
+        click.echo(f"in force: {answer['mode']} of {', '.join(grants)}{again}")
     except (KeyError, TypeError) as exc:
         raise AgentError("the agent's answer is of another version", hint="restart it") from exc

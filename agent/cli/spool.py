@@ -12,13 +12,14 @@ from pathlib import Path
 import click
 
 from agent.cli.main import EXIT_OK
-from agent.cli.output import note, write_json
+from agent.cli.output import counted, note, size, table, write_json
 from agent.cloud.envelope import Devices, read_header
 from agent.cloud.keys import load_key
 from agent.core.cose import device_public_key
 from agent.core.model import NS_PER_S
+from agent.core.telling import span
 from agent.edge.store import SpoolRow, SpoolTally, Store
-from agent.errors import EXIT_FAILED, EnvelopeRejected, StoreError
+from agent.errors import EXIT_FAILED, EnvelopeRejected, StoreBusy, StoreError
 
 _state = click.option(
     "--state",
@@ -27,6 +28,7 @@ _state = click.option(
     show_default=True,
     help="The state directory.",
 )
+_HEAD = ("grant", "state", "envelopes", "size", "numbers", "oldest", "newest", "first expires in")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
@@ -52,16 +54,14 @@ def inspect(*, state: Path, as_json: bool) -> int:
         ]
         write_json(sys.stdout, {"grants": rows, "gaps": told, "disk_bytes": on_disk})
         return EXIT_OK
-    click.echo("grant state envelopes bytes numbers oldest newest expires_in")
-    for tally in tallies:
-        click.echo(
-            f"{tally.grant_id} {tally.state} {tally.envelopes} {tally.size_bytes}"
-            f" {tally.first_n}-{tally.last_n} {_span(now_ns - tally.oldest_ns)}"
-            f" {_span(now_ns - tally.newest_ns)} {_span(tally.expires_ns - now_ns)}"
-        )
+    if tallies:
+        for line in table(_HEAD, [_cells(tally, now_ns) for tally in tallies]):
+            click.echo(line)
+    else:
+        click.echo("nothing waits")
     for gap in gaps:
-        click.echo(f"gap {gap.grant_id} {gap.first_n}-{gap.last_n} {gap.why}")
-    note(f"{sum(t.envelopes for t in tallies)} envelopes, {on_disk} bytes on disk")
+        click.echo(f"gap of {gap.grant_id}: numbers {gap.first_n} to {gap.last_n} {gap.why}")
+    note(f"{counted(sum(t.envelopes for t in tallies), 'envelope')}, {size(on_disk)} on disk")
     return EXIT_OK
 
 
@@ -93,7 +93,9 @@ def verify(*, state: Path, keys: tuple[Path, ...]) -> int:
                 faults.append(f"grant {row.grant_id} number {row.n}: {fault}")
     for fault in faults:
         click.echo(fault)
-    note(f"{len(faults)} faults, {checked} signatures checked")
+    note(f"{counted(len(faults), 'fault')}, {counted(checked, 'signature')} checked")
+    if not devices:
+        note("signatures were not checked: name the device's public key with --key")
     return EXIT_FAILED if faults else EXIT_OK
 
 
@@ -108,8 +110,9 @@ def purge(*, state: Path, grant: str | None, yes: bool) -> int:
             click.confirm(f"Erase what waits of {grant or 'every grant'}?", abort=True, err=True)
         gone = store.purge(grant, time.time_ns())
     for grant_id, tally in sorted(gone.items()):
-        click.echo(f"{grant_id} {tally.envelopes} {tally.size_bytes}")
-    note(f"{sum(tally.envelopes for tally in gone.values())} envelopes erased")
+        envelopes = counted(tally.envelopes, "envelope")
+        click.echo(f"erased of {grant_id}: {envelopes}, {size(tally.size_bytes)}")
+    note(f"{counted(sum(tally.envelopes for tally in gone.values()), 'envelope')} erased")
     return EXIT_OK
 
 
@@ -118,7 +121,14 @@ def _opened(state: Path) -> Store:
         raise StoreError(
             f"there is no state directory {state}", hint="name it with --state, as agent.toml does"
         )
-    return Store.open(state)
+    try:
+        return Store.open(state)
+    except StoreBusy as exc:
+        raise StoreBusy(
+            exc.message,
+            hint="the running agent has it: `consentry status` says what waits, "
+            "`systemctl stop consentry` lets it go",
+        ) from exc
 
 
 def _fault(row: SpoolRow, devices: Devices) -> str | None:
@@ -147,10 +157,14 @@ def _row(tally: SpoolTally, now_ns: int) -> dict[str, object]:
     }
 
 
+def _cells(tally: SpoolTally, now_ns: int) -> tuple[str, ...]:
+    return (
+        *(tally.grant_id, tally.state, f"{tally.envelopes:,}", size(tally.size_bytes)),
+        f"{tally.first_n} to {tally.last_n}",
+        *(f"{_span(now_ns - at_ns)} ago" for at_ns in (tally.oldest_ns, tally.newest_ns)),
+        _span(tally.expires_ns - now_ns),
+    )
+
+
 def _span(span_ns: int) -> str:
-    """Return a span in its two largest units."""
-    left = max(0, span_ns // NS_PER_S)
-    for unit, name, below, lower in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m")):
-        if left >= unit:
-            return f"{left // unit}{name}{left % unit // below}{lower}"
-    return f"{left // 60}m{left % 60}s"
+    return span(max(0, span_ns // NS_PER_S))

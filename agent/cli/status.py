@@ -1,13 +1,13 @@
 """`consentry status`: how the running agent is, as a person or a program reads it."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
 
 from agent.cli.asking import asked, asks_the_agent, stop_told
-from agent.cli.output import write_json
+from agent.cli.output import counted, size, table, write_json
 from agent.core.ask import Status
 from agent.core.standing import EVERY_GRANT
 from agent.core.status import StatusReport, parse_status
@@ -21,7 +21,19 @@ _COLOURS = {
         "red",
     ),
 }
-_GAP = "  "
+# What each count counts, in the order of an envelope's life; others are told by their name.
+_COUNTS = {
+    "samples": "sample{s} sealed",
+    "sealed": "envelope{s} sealed",
+    "delivered": "delivered",
+    "unheard": "without a subscriber",
+    "refused": "refused by the broker",
+    "expired": "expired",
+    "evicted": "evicted",
+    "dropped_ended": "batch{es} dropped with the grant",
+    "dropped_store": "batch{es} lost to the disk",
+    "ledger_lost": "of the ledger's entries lost",
+}
 
 
 @click.command()
@@ -59,17 +71,18 @@ def drawn(status: StatusReport) -> Iterable[str]:
         yield _row("restricted", f"{item.mode} of {', '.join(grants)} since {moment(item.since_s)}")
     known = _shown("known") if status.is_time_known else _shown("not known")
     yield _row("time", known, f"now {moment(status.now_s)}")
-    yield _row("uplink", _shown(status.uplink), f"{_count(status.in_flight, 'envelope')} in flight")
+    yield _row(
+        "uplink", _shown(status.uplink), f"{counted(status.in_flight, 'envelope')} in flight"
+    )
     envelopes = sum(grant.envelopes for grant in status.grants)
-    size = sum(grant.size_bytes for grant in status.grants)
-    yield _row("spool", _count(envelopes, "envelope"), _size(size))
+    in_spool = size(sum(grant.size_bytes for grant in status.grants))
+    yield _row("spool", f"{counted(envelopes, 'envelope')} waiting", in_spool)
     lanes = (f"{lane.name} {_shown('ok' if lane.is_alive else 'dead')}" for lane in status.lanes)
     yield _row("lanes", ", ".join(lanes))
-    counts = [f"{name.replace('_', ' ')} {n:,}" for name, n in sorted(status.counts.items()) if n]
-    if counts:
-        yield _row("so far", ", ".join(counts))
+    if any(status.counts.values()):
+        yield _row("so far", *_so_far(status.counts))
     yield ""
-    yield from _table(
+    yield from table(
         ("bus", "state", "frames", "lost", "errors", "reopened", "last frame"),
         [
             (
@@ -81,12 +94,13 @@ def drawn(status: StatusReport) -> Iterable[str]:
             )
             for bus in status.buses
         ],
+        style=_shown,
     )
     yield ""
     if not status.grants:
         yield "no grants"
         return
-    yield from _table(
+    yield from table(
         ("grant", "recipient", "state", "until", "spool", "scopes"),
         [
             (
@@ -99,6 +113,7 @@ def drawn(status: StatusReport) -> Iterable[str]:
             )
             for grant in status.grants
         ],
+        style=_shown,
     )
 
 
@@ -107,33 +122,17 @@ def _row(name: str, *parts: str) -> str:
     return f"{name}{padding} {', '.join(part for part in parts if part)}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    yield click.style(
-        _GAP.join(c.ljust(w) for c, w in zip(head, widths, strict=True)).rstrip(), bold=True
-    )
-    for row in rows:
-        cells = (_padded(cell, width) for cell, width in zip(row, widths, strict=True))
-        yield _GAP.join(cells).rstrip()
+def count_told(name: str, *, is_one: bool = False) -> str:
+    """Return what a count of the agent counts, as it stands behind the number."""
+    return _COUNTS.get(name, name).format(s="" if is_one else "s", es="" if is_one else "es")
 
 
-def _padded(cell: str, width: int) -> str:
-    return _shown(cell) + " " * (width - len(cell))
+def _so_far(counts: Mapping[str, int]) -> Iterable[str]:
+    for name in [*_COUNTS, *sorted(counts.keys() - _COUNTS.keys())]:
+        if count := counts.get(name):
+            yield f"{count:,} {count_told(name, is_one=count == 1)}"
 
 
 def _shown(word: str) -> str:
     colour = _COLOURS.get(word)
     return word if colour is None else click.style(word, fg=colour)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _size(size_bytes: int) -> str:
-    size: float = size_bytes
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from agent.cli.asking import asked, asks_the_agent
-from agent.cli.status import drawn
+from agent.cli.status import count_told, drawn
 from agent.core.ask import Status
 from agent.core.status import StatusReport, parse_status
 
@@ -62,11 +62,11 @@ def _rates(before: StatusReport, now: StatusReport, span_s: float) -> str:
     frames = {bus.name: bus.frames for bus in before.buses}
     moved = {f"frames on {b.name}": b.frames - frames.get(b.name, 0) for b in now.buses}
     moved |= {
-        name: now.counts[name] - before.counts.get(name, 0)
+        count_told(name): now.counts[name] - before.counts.get(name, 0)
         for name in _MOVING
         if name in now.counts
     }
     # Below zero it was started anew in between.
-    return "per second " + ", ".join(
+    return "per second  " + ", ".join(
         f"{max(0, count) / span_s:,.1f} {name}" for name, count in moved.items()
     )

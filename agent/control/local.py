@@ -122,7 +122,7 @@ class Local:
                 if grant is not None and self._consent.grant(grant) is None:
                     raise AskRefused(
                         f"the policy in force has no grant {grant}",
-                        hint="consentry status names them",
+                        hint="`consentry status` names them",
                     )
                 for_ns = None if for_s is None else for_s * NS_PER_S
                 self.stop(grant or EVERY_GRANT, ask.peer.uid, for_ns)
@@ -131,7 +131,9 @@ class Local:
                 if not self.resume(grant or EVERY_GRANT, ask.peer.uid):
                     raise AskRefused(
                         f"there is no stop of {grant or 'all grants'} to lift",
-                        hint="consentry status names the stops that hold",
+                        hint="the privacy switch says private, and only it can lift that"
+                        if self._consent.stops.is_private
+                        else "`consentry status` names the stops that hold",
                     )
                 return self._stops()
             case Status():

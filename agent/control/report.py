@@ -104,7 +104,7 @@ def status_report(  # noqa: PLR0913 - whoever is asked
             if not r.taken_over
         ),
         uplink="up" if is_up else "down",
-        in_flight=len(uplink.in_flight()),
+        in_flight=uplink.unanswered(),
         counts=counts,
         certificate_ends_s=uplink.certificate_ends_s,
     )

@@ -103,7 +103,8 @@ class Stops:
         found = []
         for stop in self._store.local_stops():
             end_ns = self._ends_ns.get(stop.grant_id)
-            left_s = None if end_ns is None else max(0, end_ns - now.boot_ns) // NS_PER_S
+            # Rounded up, so that two hours are told as two hours at first.
+            left_s = None if end_ns is None else -(min(0, now.boot_ns - end_ns) // NS_PER_S)
             found.append(StopStatus(stop.grant_id, stop.who, stop.since_ns // NS_PER_S, left_s))
         if self._private_since_ns is not None:
             since_s = self._private_since_ns // NS_PER_S

@@ -242,7 +242,8 @@ def _restrictions(grant: Grant, view: View) -> Iterator[str]:
     stops = [stop for stop in view.stops if stop.grant_id in (grant_id, EVERY_GRANT)]
     for stop in stops:
         left = "" if stop.left_s is None else f", for another {span(stop.left_s)}"
-        yield f"stopped at the vehicle by {stop.who} since {moment(stop.since_s)}{left}"
+        what = "every grant is stopped" if stop.grant_id == EVERY_GRANT else "stopped"
+        yield f"{what} at the vehicle by {stop.who} since {moment(stop.since_s)}{left}"
     if _names(overlays.stopped, grant_id) and not stops:
         yield "stopped at the vehicle"
     if grant_id in overlays.lapsed:

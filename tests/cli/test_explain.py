@@ -7,15 +7,10 @@ from typing import Any
 import pytest
 
 from agent.cli.main import run
-from agent.core.ask import Explain
-from agent.core.explain import explain
 from agent.core.model import NS_PER_US, Frame
 from tests import car
-from tests.cli.test_at_the_vehicle import Answering, agent, at
 from tests.desk import Desk, complaint
-from tests.unit.core.test_explain import FAST, SPEED, view
-
-__all__ = ["agent"]
+from tests.unit.core.test_explain import SPEED
 
 Capsys = pytest.CaptureFixture[str]
 START_MS = 1_795_600_000_000
@@ -47,35 +42,12 @@ def candump(frames: list[Frame], channel: str = "vcan7") -> str:
     )
 
 
-def test_the_running_agent_is_asked_by_default(agent: Answering, capsys: Capsys) -> None:
-    found = explain(SPEED, view(car.policy(FAST), facts={}))
-    agent.reply = found.members()
-
-    assert at(agent, "explain", SPEED) == 0
-
-    assert agent.asked == [Explain(SPEED)]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == SPEED
-    assert [line[2:5].strip() for line in lines[1:-1]] == [
-        *("yes", "yes", "yes", "no", "yes", "yes", ""),
-    ]
-    assert lines[-1].strip() == found.verdict
-
-
-def test_programs_get_the_steps(agent: Answering, capsys: Capsys) -> None:
-    found = explain(SPEED, view(car.policy(FAST)))
-    agent.reply = found.members()
-
-    assert at(agent, "explain", SPEED, "--json") == 0
-
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.members()))
-
-
 def test_without_an_agent_offline_is_the_way(tmp_path: Path, capsys: Capsys) -> None:
     assert run(["explain", SPEED, "--socket", str(tmp_path / "s")]) == 1
 
-    error, _ = complaint(capsys.readouterr().err)
+    error, hint = complaint(capsys.readouterr().err)
     assert "no agent listens" in error
+    assert "--offline reads the files" in hint
 
 
 def test_a_policy_or_a_log_is_for_offline(desk: Desk, capsys: Capsys) -> None:

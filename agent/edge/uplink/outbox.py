@@ -102,6 +102,10 @@ class Outbox:
         flying = {row_id for row_id in self._flying if row_id is not None}
         return frozenset(flying | self._held_rows.keys() | set(self._answered))
 
+    def unanswered(self) -> int:
+        """Return how many envelopes wait for their turn or for the broker's answer."""
+        return sum(1 for row_id in self._flying if row_id is not None and row_id > 0)
+
     def add_row(self, message: Message) -> None:
         """Let an envelope wait for its turn."""
         self._flying.add(message.row_id)

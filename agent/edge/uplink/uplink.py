@@ -147,6 +147,11 @@ class Uplink:
         with self._lock:
             return self._outbox.busy_rows()
 
+    def unanswered(self) -> int:
+        """Return how many envelopes are on their way without the broker's answer."""
+        with self._lock:
+            return self._outbox.unanswered()
+
     def publish(  # noqa: PLR0913 - the columns of a spool row, by keyword
         self,
         row_id: int,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -488,6 +489,21 @@ def test_a_timed_stop_ends_by_itself_and_a_wrong_clock_does_not_shorten_it(
     assert change.lifted == ("*",)
     assert early == set()
     assert granted(again) == {("g1", "read_odometer")}
+
+
+def test_what_a_stop_has_left_is_told_in_whole_seconds_that_are_not_over(
+    store: Store, cloud: Cloud
+) -> None:
+    consent = consent_of(store, cloud)
+    stop(consent, "*", at(cloud), for_s=7200)
+    now = consent.moment(at(cloud))
+
+    left = [
+        consent.stops.status(replace(now, boot_ns=now.boot_ns + after_ns))[0].left_s
+        for after_ns in (0, 1, NS_PER_S, 7200 * NS_PER_S - 1, 7200 * NS_PER_S)
+    ]
+
+    assert left == [7200, 7200, 7199, 1, 0]
 
 
 def test_the_privacy_switch_stops_everything_while_it_says_so(store: Store, cloud: Cloud) -> None:

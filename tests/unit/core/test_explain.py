@@ -245,7 +245,17 @@ STAYS: dict[str, tuple[str, Mapping[str, Any], str, str]] = {
             "stops": (StopStatus("*", "uid 1000", NOW_S - 60, 5_400),),
         },
         "grant",
-        "paused: stopped at the vehicle by uid 1000 since 2026-11-25 09:45 UTC, for another 1 h 30",
+        "paused: every grant is stopped at the vehicle by uid 1000 since 2026-11-25 09:45 UTC, for",
+    ),
+    "stopped by itself": (
+        SPEED,
+        {
+            "policy": car.policy(FAST),
+            "overlays": Overlays(stopped=frozenset({"g"})),
+            "stops": (StopStatus("g", "uid 0", NOW_S - 60, None),),
+        },
+        "grant",
+        "paused: stopped at the vehicle by uid 0 since 2026-11-25 09:45 UTC",
     ),
     "stopped by the switch": (
         SPEED,

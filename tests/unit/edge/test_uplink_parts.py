@@ -98,6 +98,16 @@ def test_a_refused_grant_waits_twice_as_long_each_time_up_to_an_hour() -> None:
     assert not outbox.is_held(envelope(1, "gr_b"), int(now_s * NS_PER_S))
 
 
+def test_what_was_answered_is_not_on_its_way_but_not_offered_again_either() -> None:
+    outbox = Outbox(window=5, max_rate_per_s=50.0)
+    for message in (envelope(1), envelope(2), Messages("v").gap(-1, "r", "g", b"signed")):
+        outbox.add_row(message)
+    outbox._settle(envelope(1), 0, 0)
+
+    assert outbox.unanswered() == 1, "records of gaps are no envelopes"
+    assert outbox.busy_rows() == {1, 2, -1}
+
+
 def test_a_refused_record_of_a_gap_holds_no_envelope() -> None:
     """A broker whose list does not know the topic yet must not stop the data."""
     outbox = Outbox(window=5, max_rate_per_s=50.0)
