@@ -138,8 +138,8 @@ class Daemon:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close("asked" if kind is None or kind is KeyboardInterrupt else "failed")
 
     @property
     def plan(self) -> Plan:
@@ -168,6 +168,7 @@ class Daemon:
         if self._switch is not None:
             self._switch.start()
         self.agent.restore()
+        self._tell_keys()
         self.agent.turn(0.0)  # What the switch says counts before the first frame.
         self.buses.let_in(self.plan, self._extra)
         self.uplink.start()
@@ -233,10 +234,21 @@ class Daemon:
             parse_policy(verify_policy_jws(stored.jws, trust), parts.catalogue)
         self._config = config
         self._renew(parts)
+        self._journal.note(
+            self._consent.moment(self._clock()).now_ns,
+            "reloaded",
+            config=_digest(config),
+            catalogue=parts.catalogue.sha256,
+        )
+        self._tell_keys()
         self.buses.follow(config.bus)
 
-    def close(self) -> None:
-        """End readers, capture, network; seal and store what was open. Twice is harmless."""
+    def close(self, reason: str = "asked") -> None:
+        """End readers, capture, network; seal and store what was open. Twice is harmless.
+
+        Args:
+            reason: A word for the ledger.
+        """
         if not self._is_open:
             return
         self._is_open = False
@@ -252,7 +264,7 @@ class Daemon:
             _log.error("capture did not end")
         self.agent.finish()
         now_ns = self._consent.moment(self._clock()).now_ns
-        self._journal.note(now_ns, "stopped", reason="asked")
+        self._journal.note(now_ns, "stopped", reason=reason)
         self._journal.checkpoint(now_ns, self._device)
         self.uplink.close(UPLINK_STOP_S)
         self._ledger.close()
@@ -314,18 +326,21 @@ class Daemon:
             self._journal.note(now_ns, "crash-noticed", reason="no-stop-before-start")
         if self._store.set_aside is not None:
             _log.error("state was corrupt", extra={"set_aside": self._store.set_aside.name})
-            self._journal.note(now_ns, "spool-damaged", reason="set-aside")
         if self._ledger.set_aside is not None:
             _log.error("ledger was damaged", extra={"set_aside": self._ledger.set_aside.name})
+        self._journal.damaged(now_ns, self._store.take_damage())
         self._journal.note(
             now_ns,
             "started",
             version=version("consentry"),
-            config=hashlib.sha256(repr(config).encode()).hexdigest(),
+            config=_digest(config),
             catalogue=parts.catalogue.sha256,
             boot=now.boot_id,
         )
-        self._journal.checkpoint(now_ns, parts.device)
+
+    def _tell_keys(self) -> None:
+        self.agent.tell_keys()
+        self._journal.checkpoint(self._consent.moment(self._clock()).now_ns, self._device)
 
     def _look(self) -> Surroundings:
         """Return how the other lanes are."""
@@ -393,6 +408,10 @@ class Daemon:
                 self.agent.post(event)
             else:
                 self._held.append(event)
+
+
+def _digest(config: Config) -> str:
+    return hashlib.sha256(repr(config).encode()).hexdigest()
 
 
 def _signal_switch(config: Config, parts: Parts) -> SignalSwitch | None:

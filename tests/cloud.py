@@ -29,6 +29,7 @@ class Cloud:
         self.signer = make_policy_key("platform-1", alg)
         self.device_jwk = make_device_key("device-1", alg)
         self.keys = {name: make_recipient_key(f"{name}-key") for name in recipients}
+        self.roots: list[dict[str, Any]] = []
         self.now_s = 1_800_000_000
         self.document: dict[str, Any] = {}
 
@@ -48,7 +49,7 @@ class Cloud:
 
     @property
     def trust(self) -> Trust:
-        return parse_trust(trust_file(self.signer))
+        return parse_trust(trust_file(self.signer, roots=self.roots))
 
     @property
     def device(self) -> DeviceKey:
@@ -116,4 +117,4 @@ class Cloud:
     def write_files(self, folder: Path) -> None:
         """Write trust file and device key as an installer would."""
         save_key(folder / "device.jwk", self.device_jwk)
-        (folder / "trust.json").write_bytes(trust_file(self.signer))
+        (folder / "trust.json").write_bytes(trust_file(self.signer, roots=self.roots))

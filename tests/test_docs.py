@@ -130,6 +130,14 @@ def test_every_reason_can_stand_in_the_ledger() -> None:
     assert {reason for reason in reasons if not ledgerevent.WORD.accepts(reason)} == set()
 
 
+def test_every_event_of_the_ledger_is_written_by_somebody() -> None:
+    """An auditor looks in vain for what is in the list and never happens."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "agent").rglob("*.py")]
+    others = "".join(text for text in texts if "EVENTS: Mapping" not in text)
+
+    assert {name for name in ledgerevent.EVENTS if f'"{name}"' not in others} == set()
+
+
 def test_the_module_table_is_complete_and_says_what_the_modules_say() -> None:
     shown = docs.part(TEXTS["docs/architecture.md"], "modules")
 

@@ -5,6 +5,7 @@ Rules:
  * The agent must not run: a state directory has one owner. `consentry status` asks the running one.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,8 +17,10 @@ from agent.cli.output import counted, note, size, table, write_json
 from agent.cloud.envelope import Devices, read_header
 from agent.cloud.keys import load_key
 from agent.core.cose import device_public_key
+from agent.core.ledgerevent import event
 from agent.core.model import NS_PER_S
 from agent.core.telling import span
+from agent.edge.ledger import Ledger
 from agent.edge.store import SpoolRow, SpoolTally, Store
 from agent.errors import EXIT_FAILED, EnvelopeRejected, StoreBusy, StoreError
 
@@ -104,11 +107,23 @@ def verify(*, state: Path, keys: tuple[Path, ...]) -> int:
 @click.option("--grant", help="Of this grant only.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def purge(*, state: Path, grant: str | None, yes: bool) -> int:
-    """Erase what waits, without a trace; consent stays as it is, and the recipients are told."""
-    with _opened(state) as store:
+    """Erase what waits, without a trace; consent stays as it is, and the recipients are told.
+
+    The ledger tells who did it.
+    """
+    with _opened(state) as store, _ledger(state) as ledger:
         if not yes:
             click.confirm(f"Erase what waits of {grant or 'every grant'}?", abort=True, err=True)
-        gone = store.purge(grant, time.time_ns())
+        now_ns = time.time_ns()
+        asked = event(now_ns, "admin", verb="spool-purge", uid=os.getuid())
+        ledger.append(asked, durable=True)  # Before: a kill must not leave it untold.
+        gone = store.purge(grant, now_ns)
+        for grant_id, tally in sorted(gone.items()):
+            counts = {"envelopes": tally.envelopes, "bytes": tally.size_bytes}
+            erased = event(now_ns, "purged", grant=grant_id, reason="admin", **counts)
+            ledger.append(erased, durable=False)
+        if ledger.ended_cleanly:  # The agent's next start is to find it as this command has.
+            ledger.append(event(now_ns, "stopped", reason="spool-purge"), durable=False)
     for grant_id, tally in sorted(gone.items()):
         envelopes = counted(tally.envelopes, "envelope")
         click.echo(f"erased of {grant_id}: {envelopes}, {size(tally.size_bytes)}")
@@ -129,6 +144,11 @@ def _opened(state: Path) -> Store:
             hint="the running agent has it: `consentry status` says what waits, "
             "`systemctl stop consentry` lets it go",
         ) from exc
+
+
+def _ledger(state: Path) -> Ledger:
+    # Who only appends signs no checkpoint: the vehicle's name and the boot are not needed.
+    return Ledger.open(state / "ledger", vehicle="", boot_id="", now_ns=time.time_ns())
 
 
 def _fault(row: SpoolRow, devices: Devices) -> str | None:

@@ -197,6 +197,10 @@ class Agent:
         """
         return self._documents.obey(token, self._clock()).admission
 
+    def tell_keys(self) -> None:
+        """Write into the ledger which keys have changed since it was told last."""
+        self._documents.tell_keys(self._now().now_ns)
+
     def finish(self) -> None:
         """Seal and store the batches that still lie in the queue; nothing else is done."""
         for event in self._take(0.0):
@@ -276,6 +280,7 @@ class Agent:
                 envelopes=tally.envelopes,
                 bytes=tally.size_bytes,
             )
+        self._journal.damaged(now.now_ns, self._store.take_damage())
         self._journal.tick(now.now_ns, self._device)
         self.counts["ledger_lost"] = self._journal.lost
         self._tell_health(now)

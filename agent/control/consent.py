@@ -97,6 +97,11 @@ class Consent:
         return fell_ns
 
     @property
+    def trust(self) -> Trust:
+        """Who may sign, as the trust file or the last trust document says."""
+        return self._trust
+
+    @property
     def catalogue(self) -> Catalogue:
         """What scopes mean here."""
         return self._catalogue

@@ -14,12 +14,14 @@ from agent.control.change import Change, Received
 from agent.control.consent import Consent
 from agent.control.enactment import Enactment
 from agent.control.journal import Journal
+from agent.control.keys import tell_keys
 from agent.core.ack import Ack, sign_ack
 from agent.core.clock import Reading
 from agent.core.cose import DeviceKey
 from agent.core.jws import (
     POLICY_TYP,
     RESTRICT_TYP,
+    TRUST_TYP,
     unsafe_unverified_payload,
     unsafe_unverified_typ,
 )
@@ -108,6 +110,9 @@ class Documents:
                 mode=received.restriction.mode,
                 grants=sorted(grants),
             )
+        elif received.typ == TRUST_TYP:
+            self._journal.note(now_ns, "trust-applied", ver=self._consent.trust.ver)
+            self.tell_keys(now_ns)
         elif policy is not None and received.typ == POLICY_TYP:
             self._journal.policy_applied(now_ns, policy, received.before)
         if fell_ns := self._consent.take_fall_ns():
@@ -142,6 +147,16 @@ class Documents:
         policy = self._consent.policy
         digest = bytes(32) if policy is None else bytes.fromhex(policy.payload_sha256)
         self._answer(digest, "ended", "", before, change, reading)
+
+    def tell_keys(self, now_ns: int) -> None:
+        """Write into the ledger which keys have changed since it was told last."""
+        tell_keys(
+            self._store,
+            self._journal,
+            trust=self._consent.trust,
+            device=self._device,
+            now_ns=now_ns,
+        )
 
     def version(self) -> tuple[int, int]:
         """Return epoch and version of the policy in force; zeros where there is none."""

@@ -9,7 +9,7 @@ Rules:
    (`agent.core.ledgerevent`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from agent.control.change import Change
 from agent.core.cose import DeviceKey
@@ -19,6 +19,7 @@ from agent.core.policy import GrantState, Policy
 from agent.core.rollup import RollUp
 from agent.core.standing import EVERY_GRANT
 from agent.edge.ledger import Ledger
+from agent.edge.store import Damage
 
 
 class Journal:
@@ -92,6 +93,11 @@ class Journal:
         for grant_id, rev, standing in change.moved:
             if standing.is_end and change.purged.scrubbed:
                 self._add(now_ns, "grant-state", grant=grant_id, rev=rev, state="purged")
+
+    def damaged(self, now_ns: int, damage: Iterable[Damage]) -> None:
+        """Write which files of the state had to be begun anew."""
+        for item in damage:
+            self.note(now_ns, "state-damaged", file=item.file, reason=item.why)
 
     def stopped(self, now_ns: int, grant_id: str, *, by: int | str, for_ns: int | None) -> None:
         """Write that a grant, or EVERY_GRANT, was stopped at the vehicle.

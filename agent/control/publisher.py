@@ -88,8 +88,9 @@ class Publisher:
         self.is_up = False
         self._flying.clear()
         self._telling.clear()
-        if event.tls:
-            self._journal.count(now_ns, "tls-failed", reason="tls", times=1)
+        for name, word in (("tls-failed", event.tls), ("auth-failed", event.auth)):
+            if word:
+                self._journal.count(now_ns, name, reason=word, times=1)
         # Not only at the next `Connected`: the connection may be up before we hear.
         self._after_s, self._saw_policy = math.inf, False
         _log.info("uplink down", extra={"reason": event.reason})

@@ -91,6 +91,8 @@ SIGNED = Kind("checkpoint", _is_text(_SIGNED))
 UID = Kind("uid", _is_count)
 WHO = Kind("uid, `switch`, `timer` or `damage`", _who)
 STATE = _one_of("pending", "active", "paused", "revoked", "expired", "purged")
+ROLE = _one_of("device", "policy", "owner", "root")
+FILE = _one_of("consent", "spool")
 GAP = _one_of("evicted", "expired", "erased", "damaged")
 
 _ROLL_UP = {"grant": ID_, "envelopes": COUNT, "bytes": COUNT}
@@ -101,9 +103,10 @@ EVENTS: Mapping[str, Mapping[str, Kind]] = {
     "started": {"version": VERSION, "config": DIGEST, "catalogue": DIGEST, "boot": BOOT_ID},
     "stopped": {"reason": WORD},
     "crash-noticed": {"reason": WORD},
-    "sources-changed": {"buses": COUNT, "filters": COUNT},
+    "reloaded": {"config": DIGEST, "catalogue": DIGEST},
     "admin": {"verb": WORD, "uid": UID},
-    "key-changed": {"role": WORD, "kid": ID_, "change": _one_of("enrolled", "rotated", "removed")},
+    "key-changed": {"role": ROLE, "kid": ID_, "change": _one_of("enrolled", "rotated", "removed")},
+    "trust-applied": {"ver": COUNT},
     "clock-stepped": {"by": SECONDS},
     "floor-lowered": {"epoch": COUNT, "by": SECONDS},
     # Consent.
@@ -130,7 +133,7 @@ EVENTS: Mapping[str, Mapping[str, Kind]] = {
     "expired": _ROLL_UP,
     "dropped": {"grant": ID_, "rev": COUNT, "batches": COUNT, "samples": COUNT, "reason": WORD},
     "gap": {"grant": ID_, **_NUMBERS, "reason": GAP},
-    "spool-damaged": {"reason": WORD},
+    "state-damaged": {"file": FILE, "reason": _one_of("set-aside", "missing")},
     # The network.
     "tls-failed": {"reason": WORD, "times": COUNT},
     "auth-failed": {"reason": WORD, "times": COUNT},

@@ -99,7 +99,7 @@ def _take(entry: Entry, facts: Any, found: Recalled) -> None:
             found.restrictions.append(seen)
         case "local-stop":
             _take_stop(entry.t_s, facts, found)
-        case "key-changed" | "entries-lost" | "segment-damaged" | "segment-retired":
+        case "trust-applied" | "entries-lost" | "segment-damaged" | "segment-retired":
             found.is_whole = False
         case "ledger-begun" if facts["size"]:
             found.is_whole = False  # It stands for one that was set aside.

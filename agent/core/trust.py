@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.core import strictjson
 from agent.core.jwk import ED25519, P256, public_jwk
@@ -80,6 +80,34 @@ class TrustDocument:
     ver: int
     iat_s: int
     keys: tuple[TrustedKey, ...]
+
+
+class Key(NamedTuple):
+    """The name of a key that signs: `device` or a `Role`, and its kid."""
+
+    role: str
+    kid: str
+
+
+def key_changes(before: Mapping[Key, str], after: Mapping[Key, str]) -> list[tuple[Key, str]]:
+    """Return what became of keys between two states, in order of role and kid.
+
+    Args:
+        before: A hash of each key, by its name.
+        after: The same, later.
+
+    Returns:
+        `enrolled`, `rotated` (another key under the same name) or `removed`.
+    """
+    changes = []
+    for key in sorted(before.keys() | after.keys()):
+        if key not in before:
+            changes.append((key, "enrolled"))
+        elif key not in after:
+            changes.append((key, "removed"))
+        elif before[key] != after[key]:
+            changes.append((key, "rotated"))
+    return changes
 
 
 def parse_trust(data: bytes, *, classes: Collection[str] | None = None) -> Trust:

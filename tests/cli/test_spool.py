@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sqlite3
 import time
@@ -11,7 +12,10 @@ import pytest
 
 from agent.cli.main import run
 from agent.cloud.keys import public_half, save_key
+from agent.core.ledgerevent import event
+from agent.edge.ledger import Ledger, read_entries
 from agent.edge.store import LiveGrant, Store, StoredPolicy, Tally
+from agent.errors import LedgerError
 from tests import sealing
 from tests.columns import SPEED, batch
 
@@ -134,6 +138,22 @@ def test_what_waits_can_be_erased_and_the_recipients_are_told(
     with Store.open(state) as store:
         assert store.counts() == {}
         assert store.expire(1 << 61) == {}
+
+
+def test_the_ledger_tells_who_erased_what(state: Path) -> None:
+    """And the agent's next start does not take it for a crash."""
+    with Ledger.open(state / "ledger", vehicle="v", boot_id="", now_ns=NOW_NS) as ledger:
+        ledger.append(event(NOW_NS, "stopped", reason="asked"), durable=True)
+
+    assert run(["spool", "purge", "--state", str(state), "--grant", "gr_1", "--yes"]) == 0
+
+    entries = [entry for _, entry in read_entries(state / "ledger")]
+    told = [(e.name, dict(e.facts)) for e in entries if not isinstance(e, LedgerError)][2:]
+    assert told[0] == ("admin", {"verb": "spool-purge", "uid": os.getuid()})
+    name, facts = told[1]
+    assert (name, facts["grant"], facts["envelopes"]) == ("purged", "gr_1", 3)
+    with Ledger.open(state / "ledger", vehicle="v", boot_id="", now_ns=NOW_NS) as ledger:
+        assert ledger.ended_cleanly
 
 
 @pytest.mark.parametrize("answer", ["", "n\n"])

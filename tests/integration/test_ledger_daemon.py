@@ -154,9 +154,9 @@ def shape(entries: list[Entry]) -> list[Any]:
 
 
 def scan(entry: Entry) -> None:
-    """Every text is an id of ours, a hash or a word, or names program, boot and checkpoint."""
+    """Every text is an id of ours, a hash or a word, or names program, boot, key, checkpoint."""
     for fact, value in entry.facts.items():
-        if fact in ("signed", "version", "boot", "crc"):
+        if fact in ("signed", "version", "boot", "crc", "kid"):
             continue
         items = [*value, *value.values()] if isinstance(value, dict) else value
         for item in items if isinstance(items, list) else [items]:

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from agent.cloud.keys import make_device_key
 from agent.core.model import Sample
 from agent.daemon import STOP_S
 from agent.demo.judge import Auditor
-from agent.errors import ConfigError, DbcError, PolicyRejected
+from agent.edge.ledger import read_entries
+from agent.errors import AgentError, ConfigError, DbcError, LedgerError, PolicyRejected
 from tests import car
 from tests.cloud import VEHICLE, Cloud
 from tests.rig import Rig, data_of, wait_for
@@ -104,6 +106,53 @@ def test_a_reload_while_frames_come_loses_none(rig: Rig, cloud: Cloud, auditor: 
         wait_for("every sample", lambda: len(values(auditor, cloud, path)) >= 4000)
 
     assert values(auditor, cloud, path) == list(range(4000))
+
+
+def told(rig: Rig, *names: str) -> list[dict[str, Any]]:
+    """Return what the ledger says of some kinds of event."""
+    entries = [entry for _, entry in read_entries(rig.state / "ledger")]
+    return [dict(e.facts) for e in entries if not isinstance(e, LedgerError) and e.name in names]
+
+
+def exchange_device_key(rig: Rig, cloud: Cloud) -> None:
+    (rig.folder / "device.jwk").unlink()
+    cloud.device_jwk = make_device_key("device-2", "EdDSA")
+    cloud.write_files(rig.folder)
+
+
+def test_the_ledger_tells_of_reloads_and_of_keys_that_were_exchanged(
+    rig: Rig, cloud: Cloud
+) -> None:
+    """Each change once: by hand while the agent runs, or while it does not."""
+    with rig.running():
+        pass
+    with rig.running() as daemon:
+        assert len(told(rig, "key-changed")) == 2
+        exchange_device_key(rig, cloud)
+        rig.reload(daemon)
+    exchange_device_key(rig, cloud)
+    with rig.running():
+        pass
+
+    assert [(e["role"], e["kid"], e["change"]) for e in told(rig, "key-changed")] == [
+        ("device", "device-1", "enrolled"),
+        ("policy", "platform-1", "enrolled"),
+        ("device", "device-1", "removed"),
+        ("device", "device-2", "enrolled"),
+        ("device", "device-2", "rotated"),
+    ]
+    assert [set(facts) for facts in told(rig, "reloaded")] == [{"config", "catalogue"}]
+
+
+def test_the_ledger_tells_an_end_that_was_asked_for_from_a_failure(rig: Rig) -> None:
+    with rig.running():
+        pass
+    with pytest.raises(AgentError, match="capture died"), rig.running() as daemon:  # noqa: PT012
+        daemon.capture.close()
+        daemon.wake()
+        time.sleep(0.5)
+
+    assert [facts["reason"] for facts in told(rig, "stopped")] == ["asked", "failed"]
 
 
 def test_policies_that_arrive_during_reloads_are_all_answered(

@@ -513,17 +513,20 @@ def test_the_connect_asks_for_a_lasting_session_and_short_packets() -> None:
 def test_a_broker_that_refuses_the_subscription_gets_no_envelope() -> None:
     """Who cannot tell us of a revocation gets nothing."""
     with FakeBroker(suback=0x87) as fake, Driven(plain_config(fake.port)) as driven:
-        reason = driven.wait(Disconnected).reason
+        ended = driven.wait(Disconnected)
         assert not driven.send(1)
 
-    assert "refuses the subscription to the policy" in reason
+    assert "refuses the subscription to the policy" in ended.reason
+    assert ended.auth == "not-authorized"
     assert fake.received == []
 
 
 def test_a_broker_that_refuses_us_is_asked_again_later() -> None:
     """With its reason in the log."""
     with FakeBroker(connack_code=0x87) as fake, Driven(plain_config(fake.port)) as driven:
-        assert driven.wait(Disconnected).reason == "the broker refuses us: Not authorized"
+        assert driven.wait(Disconnected) == Disconnected(
+            "the broker refuses us: Not authorized", auth="not-authorized"
+        )
         wait_until(lambda: fake.connects >= 3)
         assert driven.uplink.is_alive
 

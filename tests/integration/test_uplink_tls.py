@@ -84,12 +84,21 @@ def server(files: Files) -> ssl.SSLContext:
 
 NOW = dt.datetime.now(dt.UTC)
 WRONG = {
-    "wrong CA": ({"ca": "stranger"}, "unable to get local issuer certificate"),
-    "wrong name": ({"names": ("elsewhere.example",)}, "IP address mismatch"),
-    "expired": ({"not_before": NOW - 9 * DAY, "not_after": NOW - DAY}, "certificate has expired"),
+    "wrong CA": (
+        {"ca": "stranger"},
+        "unable to get local issuer certificate",
+        "unknown-authority",
+    ),
+    "wrong name": ({"names": ("elsewhere.example",)}, "IP address mismatch", "wrong-name"),
+    "expired": (
+        {"not_before": NOW - 9 * DAY, "not_after": NOW - DAY},
+        "certificate has expired",
+        "expired",
+    ),
     "not yet valid": (
         {"not_before": NOW + DAY, "not_after": NOW + 9 * DAY},
         "certificate is not yet valid",
+        "not-yet-valid",
     ),
 }
 
@@ -97,7 +106,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_broker_with_a_wrong_certificate_gets_not_a_byte(pki: Pki, case: str) -> None:
     """It is told which fault it was; the handshake ends before anything of MQTT is sent."""
-    about, told = WRONG[case]
+    about, told, word = WRONG[case]
     about = dict(about)
     ca = getattr(pki, str(about.pop("ca", "server")))
     names = about.pop("names", ("127.0.0.1",))
@@ -112,7 +121,7 @@ def test_a_broker_with_a_wrong_certificate_gets_not_a_byte(pki: Pki, case: str) 
 
     assert "was not accepted" in ended.reason
     assert told in ended.reason
-    assert ended.tls
+    assert ended.tls == word
     assert listening.got == []
 
 
@@ -184,6 +193,7 @@ def test_tls_below_1_2_is_never_spoken(pki: Pki, version: str) -> None:
 
     assert "TLS with" in ended.reason
     assert "PROTOCOL_VERSION" in ended.reason.upper().replace(" ", "_")
+    assert ended.tls == "alert-protocol-version"
     assert b"MQTT" not in out
 
 
@@ -238,7 +248,7 @@ def test_a_vehicle_with_a_wrong_certificate_is_refused_and_told_why(
             assert not driven.send(1)
 
     assert told in ended.reason
-    assert ended.tls
+    assert ended.tls == "alert-" + told.replace(" ", "-")
     assert "New client connected" not in broker.log
     assert "Received PUBLISH" not in broker.log
 

@@ -5,6 +5,7 @@ from agent.edge.store.store import Store
 from agent.edge.store.value import (
     EVERY_GRANT,
     ClassLimit,
+    Damage,
     EndState,
     Floor,
     GapReason,
@@ -26,6 +27,7 @@ __all__ = [
     "EVERY_GRANT",
     "FLOOR_NS",
     "ClassLimit",
+    "Damage",
     "EndState",
     "Floor",
     "GapReason",

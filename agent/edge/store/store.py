@@ -29,6 +29,7 @@ from agent.edge.store.file import NewerState
 from agent.edge.store.migration import migrate
 from agent.edge.store.spool import Spool
 from agent.edge.store.value import (
+    Damage,
     GrantState,
     LiveGrant,
     Mark,
@@ -73,6 +74,7 @@ class Store(ConsentFile):
         self._marks = marks.stored(self._db)
         self._is_behind = True
         self._fault = ""
+        self._damage = [Damage("consent", "set-aside")] if self._db.set_aside else []
         try:
             self._follow()
             self.scrub()  # Mends a crash between an erasure and the truncation of the log.
@@ -323,6 +325,11 @@ class Store(ConsentFile):
         evicted, self._spool.evicted = self._spool.evicted, {}
         return evicted
 
+    def take_damage(self) -> tuple[Damage, ...]:
+        """Return which files had to be begun anew since this was last asked."""
+        damage, self._damage = tuple(self._damage), []
+        return damage
+
     def counts(self) -> Mapping[str, Tally]:
         """Return what the spool holds, per grant."""
         return self._read(lambda spool: spool.counts, {})
@@ -442,8 +449,11 @@ class Store(ConsentFile):
         spool = Spool(self._directory, self._limits, is_corrupt=is_corrupt)
         try:
             if spool.is_new:
-                if self._marks and spool.set_aside is None:
+                if spool.set_aside is not None:
+                    self._damage.append(Damage("spool", "set-aside"))
+                elif self._marks:
                     _log.error("spool was missing")
+                    self._damage.append(Damage("spool", "missing"))
                 row_id = self.next_counter(SPOOLS) * ROWS_OF_A_SPOOL
                 spool.begin_at(self._marks, row_id, self._latest_ns())
         except BaseException:

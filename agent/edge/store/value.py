@@ -221,6 +221,18 @@ class Floor:
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """A file of the state that could not be used and was begun anew.
+
+    Attributes:
+        why: It could not be read and was set aside; or it was there before and is not any more.
+    """
+
+    file: Literal["consent", "spool"]
+    why: Literal["set-aside", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """How far the numbers of a grant may have been drawn.
 

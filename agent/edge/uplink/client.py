@@ -13,6 +13,15 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 ELSEWHERE = (0x9C, 0x9D)  # MQTT 5 section 2.4: use another server; server moved.
 
+# MQTT 5 section 2.4; of 3.1.1 paho makes the same of CONNACK 2, 4 and 5.
+_AUTH = {
+    0x85: "client-id",
+    0x86: "credentials",
+    0x87: "not-authorized",
+    0x8A: "banned",
+    0x8C: "method",
+}
+
 
 class PahoClient(Client):
     """paho's client over a socket of our making, which remembers what TLS said at the end.
@@ -46,6 +55,11 @@ class PahoClient(Client):
         except ssl.SSLError as exc:
             self.tls_fault = (exc.reason or type(exc).__name__).lower().replace("_", " ")
             raise
+
+
+def auth_word(reason: ReasonCode) -> str:
+    """Return a word for a reason that says that we may not, or "" for another reason."""
+    return _AUTH.get(reason.value, "")
 
 
 def server_reference(reason: ReasonCode, found: Properties | None) -> str | None:

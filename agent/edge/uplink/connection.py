@@ -24,12 +24,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.edge.uplink.client import (
     PahoClient,
+    auth_word,
     packed_size,
     properties_of,
     publish_properties,
     server_reference,
 )
-from agent.edge.uplink.dial import ConnectionEnded, dial
+from agent.edge.uplink.dial import ConnectionEnded, dial, tls_word
 from agent.edge.uplink.message import JSON_TYPE
 from agent.edge.uplink.value import UplinkConfig
 
@@ -253,7 +254,7 @@ class Connection:
         alert = self._client.tls_fault
         if alert is None:
             return ConnectionEnded("the connection was lost")
-        return ConnectionEnded(f"TLS ended the connection: {alert}", tls=True)
+        return ConnectionEnded(f"TLS ended the connection: {alert}", tls=tls_word(alert))
 
     def _on_connect(
         self, client: Client, _: Any, __: ConnectFlags, reason: ReasonCode, found: Properties
@@ -265,6 +266,7 @@ class Connection:
         if reason.is_failure:
             self._end(
                 f"the broker refuses us: {reason}",
+                auth=auth_word(reason),
                 server=server_reference(reason, found),
                 too_new=self.speaks_5 and reason.value == UNSUPPORTED_VERSION,
             )
@@ -286,7 +288,10 @@ class Connection:
         # Who cannot tell us that a grant has ended gets no envelope of it.
         if len(reasons) != 1 or reasons[0].is_failure:
             told = ", ".join(str(reason) for reason in reasons)
-            self._end(f"the broker refuses the subscription to the policy: {told}")
+            self._end(
+                f"the broker refuses the subscription to the policy: {told}",
+                auth=auth_word(reasons[0]) if reasons else "",
+            )
             return
         self.came_up = True
         self._callbacks[0]()
@@ -297,7 +302,11 @@ class Connection:
         if self._ended is not None:
             return
         if flags.is_disconnect_packet_from_server:
-            self._end(f"the broker sent us away: {reason}", server=server_reference(reason, found))
+            self._end(
+                f"the broker sent us away: {reason}",
+                auth=auth_word(reason),
+                server=server_reference(reason, found),
+            )
         else:
             self._ended = self._lost()
 

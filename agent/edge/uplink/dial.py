@@ -10,6 +10,7 @@ Rules:
 """
 
 import base64
+import re
 import socket
 import ssl
 import time
@@ -22,21 +23,39 @@ EACH_S = 10.0  # TCP, proxy and TLS of one address.
 TOTAL_S = 30.0  # All addresses of a name.
 MAX_ANSWER_BYTES = 8 * 1024  # Header of a proxy's answer.
 
+# What OpenSSL finds wrong with a certificate (openssl/x509_vfy.h, X509_V_ERR_*).
+_CERTIFICATE = {
+    9: "not-yet-valid",
+    10: "expired",
+    **dict.fromkeys((18, 19, 20, 21), "unknown-authority"),
+    23: "revoked",
+    **dict.fromkeys((62, 64), "wrong-name"),
+}
+_ALERT = re.compile(r"(?:^|[ _])alert[ _]([a-z]+(?:[ _][a-z]+){0,3})$", re.IGNORECASE)
+
 
 class ConnectionEnded(UplinkError):  # noqa: N818 - an end is no error
     """The connection is over, or did not come about.
 
     Attributes:
-        tls: TLS was the reason: a certificate of either side, or the protocol.
+        tls: A word for what TLS found: a certificate of either side, or the protocol; else "".
+        auth: A word for why the broker does not want us though it knows who we are; else "".
         server: Where the broker sends us instead, or None.
         is_too_new: The broker does not speak the version of MQTT that we used.
     """
 
     def __init__(
-        self, message: str, *, tls: bool = False, server: str | None = None, too_new: bool = False
+        self,
+        message: str,
+        *,
+        tls: str = "",
+        auth: str = "",
+        server: str | None = None,
+        too_new: bool = False,
     ) -> None:
         super().__init__(message)
         self.tls = tls
+        self.auth = auth
         self.server = server
         self.is_too_new = too_new
 
@@ -105,6 +124,14 @@ def dial(  # noqa: PLR0913 - where to and how, by keyword
     raise fault or ConnectionEnded(f"the name {first[0]} has no address")
 
 
+def tls_word(reason: str | None) -> str:
+    """Return a word for a reason of OpenSSL: `alert-…` for what the other side said."""
+    alert = _ALERT.search(reason or "")
+    if alert is None:
+        return "protocol"
+    return "alert-" + re.sub("[ _]", "-", alert[1]).lower()
+
+
 def _resolve(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -148,11 +175,13 @@ def _told(exc: OSError, host: str, port: int) -> ConnectionEnded:
     match exc:
         case ssl.SSLCertVerificationError():
             return ConnectionEnded(
-                f"the certificate of {place} was not accepted: {exc.verify_message}", tls=True
+                f"the certificate of {place} was not accepted: {exc.verify_message}",
+                tls=_CERTIFICATE.get(exc.verify_code, "certificate"),
             )
         case ssl.SSLError():
             return ConnectionEnded(
-                f"TLS with {place} failed: {exc.reason or type(exc).__name__}", tls=True
+                f"TLS with {place} failed: {exc.reason or type(exc).__name__}",
+                tls=tls_word(exc.reason),
             )
         case TimeoutError():
             return ConnectionEnded(f"{place} did not answer within {EACH_S:g} s")

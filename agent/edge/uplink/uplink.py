@@ -346,8 +346,8 @@ class Uplink:
                 by_us = self._closing or (connection.came_up and self._connection is None)
                 self._cut()
             at_once = by_us or self._server.learn(exc, came_up=connection.came_up)
-            told = Disconnected("closed by us") if by_us else Disconnected(exc.message, tls=exc.tls)
-            self._tell([told])
+            told = Disconnected(exc.message, tls=exc.tls, auth=exc.auth)
+            self._tell([Disconnected("closed by us") if by_us else told])
             return connection.came_up, at_once
         finally:
             connection.close()

@@ -124,11 +124,13 @@ class Disconnected:
 
     Attributes:
         reason: A sentence without secrets.
-        tls: TLS was the reason: a certificate of either side, or the protocol.
+        tls: A word for what TLS found: a certificate of either side, or the protocol; else "".
+        auth: A word for why the broker does not want us though it knows who we are; else "".
     """
 
     reason: str
-    tls: bool = False
+    tls: str = ""
+    auth: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from agent.cloud.keys import make_policy_key
 from agent.cloud.policy import recipient
+from agent.cloud.trust import sign_trust
 from agent.control import Agent, Batches, Consent, Journal, Surroundings
 from agent.control.publisher import POLICY_FIRST_S, POLICY_NEXT_S
 from agent.core.clock import Reading
@@ -27,6 +29,7 @@ from agent.edge.uplink import (
 from agent.errors import LedgerError, StoreError
 from tests import car
 from tests.cloud import VEHICLE, Cloud
+from tests.unit.edge.test_store_spool import damage
 
 BOOT = f"{0:032x}"
 ODOMETER = {"read_odometer": {"min_interval_s": 0}}
@@ -186,3 +189,60 @@ def test_the_ledger_tells_who_stopped_everything_and_that_the_time_was_up(
     assert [
         (facts["state"], facts["by"], facts["seconds"]) for facts in lane.events("local-stop")
     ] == [("on", 1000, 60), ("off", "timer", 0)]
+
+
+def test_the_ledger_tells_by_the_minute_why_the_broker_and_we_did_not_agree(lane: Lane) -> None:
+    for _ in range(3):
+        lane.agent.post(Disconnected("lost", tls="alert-certificate-expired"))
+    lane.agent.post(Disconnected("lost", auth="not-authorized"))
+    lane.agent.post(Disconnected("lost"))
+    lane.agent.turn(0.0)
+
+    lane.now_ns += 61 * NS_PER_S
+    lane.agent.turn(0.0)
+
+    assert lane.events("tls-failed") == [{"reason": "alert-certificate-expired", "times": 3}]
+    assert lane.events("auth-failed") == [{"reason": "not-authorized", "times": 1}]
+
+
+def test_the_ledger_tells_which_keys_a_trust_document_brought_and_took(
+    tmp_path: Path, cloud: Cloud
+) -> None:
+    root, new = make_policy_key("root-1", "EdDSA"), make_policy_key("platform-2", "EdDSA")
+    cloud.roots = [root]
+    lane = Lane(tmp_path / "renewed", cloud)
+    lane.agent.tell_keys()
+    lane.arrive(sign_trust([cloud.signer, new], root, ver=1, iat_s=cloud.now_s))
+    lane.arrive(sign_trust([new], root, ver=2, iat_s=cloud.now_s))
+    lane.agent.tell_keys()
+
+    told = [(e["role"], e["kid"], e["change"]) for e in lane.events("key-changed")]
+    assert told[:3] == [
+        ("device", "device-1", "enrolled"),
+        ("policy", "platform-1", "enrolled"),
+        ("root", "root-1", "enrolled"),
+    ]
+    assert told[3:] == [("policy", "platform-2", "enrolled"), ("policy", "platform-1", "removed")]
+    assert lane.events("trust-applied") == [{"ver": 1}, {"ver": 2}]
+    lane.ledger.close()
+    lane.store.close()
+
+
+def test_the_ledger_tells_of_a_spool_that_broke_while_the_agent_ran(
+    lane: Lane, cloud: Cloud
+) -> None:
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+    batches = collected(lane.plans[-1], lane.now_ns)
+    for _ in range(40):
+        lane.agent.post(batches)
+    lane.agent.turn(0.0)
+    lane.store.scrub()
+    damage(lane.state)
+    lane.store._spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr] # drops its cache
+
+    lane.agent.post(batches)
+    lane.agent.turn(0.0)
+    lane.now_ns += 2 * NS_PER_S
+    lane.agent.turn(0.0)
+
+    assert lane.events("state-damaged") == [{"file": "spool", "reason": "set-aside"}]

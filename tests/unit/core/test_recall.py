@@ -89,7 +89,7 @@ def test_restrictions_come_in_their_order() -> None:
         ("segment-retired", {"first": 0, "entries": 9, "reason": "age"}, False),
         ("segment-damaged", {"first": 0, "entries": 9}, False),
         ("entries-lost", {"entries": 1, "reason": "full"}, False),
-        ("key-changed", {"role": "platform", "kid": "k", "change": "removed"}, False),
+        ("trust-applied", {"ver": 2}, False),
         ("clock-stepped", {"by": 9}, True),
     ],
 )

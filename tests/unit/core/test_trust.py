@@ -6,8 +6,10 @@ import pytest
 from agent.cloud.trust import sign_trust, trust_file
 from agent.core.jws import verify_document
 from agent.core.trust import (
+    Key,
     Role,
     Trust,
+    key_changes,
     parse_trust,
     parse_trust_document,
     renewed,
@@ -215,3 +217,16 @@ def test_a_trust_document_with_a_fault_is_refused(change: Change, reason: str) -
     with pytest.raises(PolicyRejected) as info:
         parse_trust_document(encoded(document))
     assert info.value.reason == reason
+
+
+def test_what_became_of_keys_is_told_by_role_and_kid() -> None:
+    """The same kid in another role is another key; a new key under an old kid was rotated."""
+    before = {Key("policy", "a"): "1", Key("policy", "b"): "1", Key("owner", "c"): "1"}
+    after = {Key("policy", "a"): "1", Key("policy", "b"): "2", Key("root", "c"): "1"}
+
+    assert key_changes(before, after) == [
+        (Key("owner", "c"), "removed"),
+        (Key("policy", "b"), "rotated"),
+        (Key("root", "c"), "enrolled"),
+    ]
+    assert key_changes(after, after) == []
