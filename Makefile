@@ -44,8 +44,10 @@ bench: venv ## Measure speed and size against cantools and JSON.
 	$(BIN)/python -m tests.bench.bench_spool
 	$(BIN)/python -m tests.bench.bench_revocation
 
-test-long: venv ## Kill the vehicle a thousand times, with its broker, and account for every envelope.
+test-long: venv ## Kill a vehicle a thousand times, drive a day, be offline for hours; account for all.
 	$(BIN)/python -m tests.crash --kills $(or $(KILLS),1000) --seed $(or $(SEED),1) --report docs/reports/crash.md
+	$(BIN)/python -m tests.soak --hours $(or $(HOURS),24) --seed $(or $(SEED),1) --report docs/reports/soak.md
+	$(BIN)/python -m tests.outage --seed $(or $(SEED),1) --report docs/reports/outage.md
 
 fuzz: venv ## Mutate a million documents, envelopes, files and frames, sign them again, and judge what is taken.
 	$(BIN)/python -m tests.fuzz --executions $(or $(EXECUTIONS),1100000) --seed $(or $(SEED),1) --report docs/reports/fuzz.md

@@ -116,7 +116,14 @@ def drained(store: Store, make: type[Uplink], config: object) -> float:
     return seconds
 
 
-def published(port: int, tls: object, count: int) -> float:
+def published(
+    port: int,
+    tls: object,
+    count: int,
+    *,
+    topic: str = "consentry/v1/veh-2/data/fleet-x/gr_a",
+    size: int = ENVELOPE_BYTES,
+) -> float:
     """Return the seconds that paho takes to publish as many from RAM."""
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="veh-2", protocol=mqtt.MQTTv5)
     client.tls_set_context(tls)  # type: ignore[arg-type]
@@ -127,10 +134,10 @@ def published(port: int, tls: object, count: int) -> float:
     client.connect("127.0.0.1", port)
     client.loop_start()
     connected.wait(10)
-    payload = os.urandom(ENVELOPE_BYTES)
+    payload = os.urandom(size)
     begun = time.perf_counter()
     for _ in range(count):
-        client.publish("consentry/v1/veh-2/data/fleet-x/gr_a", payload, qos=1)
+        client.publish(topic, payload, qos=1)
     for _ in range(count):
         answered.acquire()
     seconds = time.perf_counter() - begun
