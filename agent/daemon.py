@@ -39,7 +39,7 @@ from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.policy import parse_policy
 from agent.core.standing import EVERY_GRANT
-from agent.core.status import LaneStatus
+from agent.core.status import CaptureStatus, LaneStatus
 from agent.core.switch import SignalSwitch
 from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
@@ -350,6 +350,7 @@ class Daemon:
             lanes=tuple(LaneStatus(lane.name, lane.is_alive) for lane in self.lanes()),
             buses=self.buses.status(),
             facts=facts_of(self.capture.counts()),
+            capture=CaptureStatus(self.capture.frames, self.capture.overrun, self.capture.given_up),
         )
 
     def _on_switch(self, is_private: bool) -> None:  # noqa: FBT001 - the switches' callback

@@ -15,9 +15,20 @@ from agent.core.telling import moment, span
 
 _COLOURS = {
     **dict.fromkeys(("active", "up", "known", "ok"), "green"),
-    **dict.fromkeys(("paused", "pending", "idle", "warning", "not known"), "yellow"),
+    **dict.fromkeys(("paused", "pending", "idle", "warning", "not known", "ends soon"), "yellow"),
     **dict.fromkeys(
-        ("revoked", "expired", "down", "missing", "passive", "bus-off", "dead", "none", "stopped"),
+        (
+            "revoked",
+            "expired",
+            "down",
+            "missing",
+            "passive",
+            "bus-off",
+            "dead",
+            "none",
+            "stopped",
+            "ended",
+        ),
         "red",
     ),
 }
@@ -76,9 +87,34 @@ def drawn(status: StatusReport) -> Iterable[str]:
     )
     envelopes = sum(grant.envelopes for grant in status.grants)
     in_spool = size(sum(grant.size_bytes for grant in status.grants))
-    yield _row("spool", f"{counted(envelopes, 'envelope')} waiting", in_spool)
+    disk, ends_s = status.disk, status.certificate_ends_s
+    yield _row(
+        "spool",
+        f"{counted(envelopes, 'envelope')} waiting",
+        in_spool,
+        _bad(f"unusable: {disk.spool_fault}" if disk.spool_fault else ""),
+    )
+    yield _row(
+        "ledger",
+        f"{disk.ledger_size:,} entries",
+        _bad(f"{disk.ledger_lost:,} refused by the disk" if disk.ledger_lost else ""),
+        _bad(disk.ledger_fault),
+    )
+    if disk.set_aside:
+        yield _row("set aside", _bad(", ".join(disk.set_aside)))
+    if ends_s is not None:
+        soon = {"certificate-ended": "ended", "certificate-ends-soon": "ends soon"}
+        words = [_shown(soon[word]) for word in status.warnings if word in soon]
+        yield _row("identity", f"certificate until {moment(ends_s)}", *words)
     lanes = (f"{lane.name} {_shown('ok' if lane.is_alive else 'dead')}" for lane in status.lanes)
     yield _row("lanes", ", ".join(lanes))
+    capture = status.capture
+    yield _row(
+        "capture",
+        counted(capture.frames, "frame"),
+        f"{capture.overrun:,} lost to a full queue" if capture.overrun else "",
+        f"{counted(capture.given_up, 'transport message')} given up" if capture.given_up else "",
+    )
     if any(status.counts.values()):
         yield _row("so far", *_so_far(status.counts))
     yield ""
@@ -131,6 +167,10 @@ def _so_far(counts: Mapping[str, int]) -> Iterable[str]:
     for name in [*_COUNTS, *sorted(counts.keys() - _COUNTS.keys())]:
         if count := counts.get(name):
             yield f"{count:,} {count_told(name, is_one=count == 1)}"
+
+
+def _bad(words: str) -> str:
+    return click.style(words, fg="red") if words else ""
 
 
 def _shown(word: str) -> str:

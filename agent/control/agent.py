@@ -309,6 +309,7 @@ class Agent:
             self._consent,
             self._store,
             self._uplink,
+            self._journal,
             now=self._now(),
             counts=self.counts,
             is_up=self._publisher.is_up,

@@ -42,6 +42,11 @@ class Journal:
         return self._ledger.head
 
     @property
+    def fault(self) -> str:
+        """Why the disk refuses entries, a name of errno.h; "" while it takes them."""
+        return self._ledger.fault or ""
+
+    @property
     def lost(self) -> int:
         """Entries that the disk refused since it last took one."""
         return self._ledger.lost

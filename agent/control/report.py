@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.control.consent import Consent
+from agent.control.journal import Journal
 from agent.core.clock import Moment
 from agent.core.explanation import TakeFacts
 from agent.core.model import NS_PER_S
@@ -16,6 +17,8 @@ from agent.core.policy import Grant
 from agent.core.standing import EVERY_GRANT, Standing
 from agent.core.status import (
     BusStatus,
+    CaptureStatus,
+    DiskStatus,
     GrantStatus,
     LaneStatus,
     PolicyStatus,
@@ -42,6 +45,7 @@ class Surroundings:
     lanes: tuple[LaneStatus, ...]
     buses: tuple[BusStatus, ...]
     facts: Mapping[tuple[str, str], TakeFacts] = field(default_factory=dict)
+    capture: CaptureStatus = field(default_factory=CaptureStatus)
 
 
 def health(status: StatusReport) -> bytes:
@@ -60,10 +64,12 @@ def health(status: StatusReport) -> bytes:
                 "envelopes": sum(grant.envelopes for grant in status.grants),
                 "bytes": sum(grant.size_bytes for grant in status.grants),
             },
+            "ledger": {"size": status.disk.ledger_size, "lost": status.disk.ledger_lost},
             "stopped": bool(status.stops),
             "counts": dict(sorted(status.counts.items())),
             "buses": {bus.name: bus.state for bus in status.buses},
             "certificate_ends_s": status.certificate_ends_s,
+            "warnings": list(status.warnings),
         },
         separators=(",", ":"),
     ).encode()
@@ -74,6 +80,7 @@ def status_report(  # noqa: PLR0913 - whoever is asked
     consent: Consent,
     store: Store,
     uplink: Uplink,
+    journal: Journal,
     *,
     now: Moment,
     counts: Mapping[str, int],
@@ -107,6 +114,14 @@ def status_report(  # noqa: PLR0913 - whoever is asked
         in_flight=uplink.unanswered(),
         counts=counts,
         certificate_ends_s=uplink.certificate_ends_s,
+        capture=around.capture,
+        disk=DiskStatus(
+            spool_fault=store.spool_fault,
+            ledger_size=journal.head[0],
+            ledger_lost=journal.lost,
+            ledger_fault=journal.fault,
+            set_aside=store.evidence,
+        ),
     )
 
 

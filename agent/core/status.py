@@ -10,6 +10,8 @@ from typing import Any
 
 from agent.errors import AgentError
 
+CERTIFICATE_WARN_S = 30 * 86_400
+
 
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
@@ -91,6 +93,40 @@ class RestrictionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureStatus:
+    """The capture lane. It stays on the board: some of it tells of traffic that nobody granted.
+
+    Attributes:
+        frames: That it took.
+        overrun: That it was too slow for, and never saw.
+        given_up: Messages of transport protocols that could not be put together.
+    """
+
+    frames: int = 0
+    overrun: int = 0
+    given_up: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStatus:
+    """What the disk does with spool and ledger.
+
+    Attributes:
+        spool_fault: Why the spool takes or gives nothing; "" while it does.
+        ledger_size: Entries on disk.
+        ledger_lost: Entries that the disk refused since it last took one.
+        ledger_fault: Why, a name of errno.h; "" while it takes them.
+        set_aside: Names of damaged files and ledgers that were set aside and lie there still.
+    """
+
+    spool_fault: str = ""
+    ledger_size: int = 0
+    ledger_lost: int = 0
+    ledger_fault: str = ""
+    set_aside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyStatus:
     """The policy in force, expired or not.
 
@@ -134,6 +170,21 @@ class StatusReport:
     in_flight: int
     counts: Mapping[str, int]
     certificate_ends_s: int | None = None
+    capture: CaptureStatus = CaptureStatus()
+    disk: DiskStatus = DiskStatus()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Words for what somebody must look after; none of them tells of the bus."""
+        left_s = None if self.certificate_ends_s is None else self.certificate_ends_s - self.now_s
+        found = {
+            "certificate-ended": left_s is not None and left_s <= 0,
+            "certificate-ends-soon": left_s is not None and 0 < left_s <= CERTIFICATE_WARN_S,
+            "ledger-refused": bool(self.disk.ledger_fault or self.disk.ledger_lost),
+            "spool-unusable": bool(self.disk.spool_fault),
+            "state-set-aside": bool(self.disk.set_aside),
+        }
+        return tuple(word for word, is_so in found.items() if is_so)
 
     def members(self) -> dict[str, Any]:
         """Return it as JSON members."""
@@ -159,6 +210,8 @@ def parse_status(members: Mapping[str, Any]) -> StatusReport:
                 for grant in raw.pop("grants")
             ),
             stops=parse_stops(raw),
+            capture=CaptureStatus(**raw.pop("capture")),
+            disk=_disk(raw.pop("disk")),
             restrictions=tuple(
                 RestrictionStatus(**(item | {"grants": tuple(item["grants"])}))
                 for item in raw.pop("restrictions")
@@ -167,6 +220,10 @@ def parse_status(members: Mapping[str, Any]) -> StatusReport:
         )
     except (KeyError, TypeError) as exc:
         raise _of_another_version() from exc
+
+
+def _disk(members: dict[str, Any]) -> DiskStatus:
+    return DiskStatus(**(members | {"set_aside": tuple(members["set_aside"])}))
 
 
 def parse_stops(members: dict[str, Any]) -> tuple[StopStatus, ...]:

@@ -238,6 +238,9 @@ def test_status_says_how_it_is_to_people_and_to_programs(vehicle: Vehicle) -> No
         "policy     epoch 1, version ",
         "time       known, now ",
         "uplink     up, ",
+        "\nledger     ",
+        "\nidentity   certificate until ",
+        "\ncapture    ",
         "capture ok, network ok, control ok, switch ok, bus can0 ok",
         " samples sealed, ",
         " envelopes sealed, ",
@@ -255,6 +258,9 @@ def test_status_says_how_it_is_to_people_and_to_programs(vehicle: Vehicle) -> No
         ("gr_2", "active", ""),
     ]
     assert told.buses[0].frames > 0
+    assert told.capture.frames > 0
+    assert told.disk.ledger_size > 0
+    assert told.warnings == ()
 
 
 def test_status_counts_what_the_broker_passed_on(vehicle: Vehicle) -> None:

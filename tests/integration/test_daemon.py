@@ -270,3 +270,21 @@ def test_the_recipient_is_told_when_what_waited_for_it_was_erased(
     gaps = [verify_gap(record, devices=devices) for record in found]
     assert {(gap.why, gap.time_s) for gap in gaps} == {("erased", end_s)}
     assert data_of(auditor) == []
+
+
+def test_the_platform_hears_of_a_spool_that_was_damaged(rig: Rig, auditor: Auditor) -> None:
+    def heard() -> list[dict[str, Any]]:
+        found = [item for item in auditor.seen() if item.topic.endswith("/health")]
+        return [json.loads(item.payload) for item in found]
+
+    for count in (1, 2):
+        with rig.running() as daemon:
+            wait_for("the broker", lambda: daemon.uplink.publish_status("online"))
+            rig.clock.now_ns += 2 * NS_PER_S
+            daemon.wake()
+            wait_for("health", lambda: len(heard()) == count)  # noqa: B023
+        with (rig.state / "spool.db").open("r+b") as file:
+            file.write(b"\xa5" * 4096)
+
+    assert [said["warnings"] for said in heard()] == [[], ["state-set-aside"]]
+    assert heard()[1]["ledger"]["size"] > heard()[0]["ledger"]["size"]

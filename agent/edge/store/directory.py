@@ -48,6 +48,13 @@ class StateDirectory:
             os.close(self._lock)
             self._lock = -1
 
+    def evidence(self) -> tuple[str, ...]:
+        """Return the names of files and ledgers that were damaged and set aside, in order."""
+        found = (
+            path.name for word in ("corrupt", "damaged") for path in self.path.glob(f"*.{word}-*")
+        )
+        return tuple(sorted(name for name in found if name.rpartition("-")[2].isdecimal()))
+
     def free_bytes(self) -> int:
         """Return how much room the disk has for us, without the reserve.
 

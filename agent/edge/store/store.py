@@ -121,6 +121,16 @@ class Store(ConsentFile):
         """
         return self._db.set_aside or (self._spool.set_aside if self._spool else None)
 
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """Names of the damaged files and ledgers that lie in the directory, set aside."""
+        return self._directory.evidence()
+
+    @property
+    def spool_fault(self) -> str:
+        """Why the spool takes or gives nothing, or "" while it does."""
+        return self._fault
+
     def __enter__(self) -> Self:
         return self
 
@@ -257,7 +267,7 @@ class Store(ConsentFile):
             self._mark(grant_id, recipient, n)
             return seal(n)
 
-        return self._guarded(
+        return self._written(
             lambda spool: spool.append(
                 grant_id,
                 rev,
@@ -309,7 +319,7 @@ class Store(ConsentFile):
         Raises:
             StoreError: The disk refused, or the spool cannot be used; all stay.
         """
-        return self._guarded(lambda spool: spool.delivered(row_ids))
+        return self._written(lambda spool: spool.delivered(row_ids))
 
     def expire(self, now_ns: int) -> Mapping[str, Tally]:
         """Erase envelopes whose retention has passed (expires_ns ≤ now); return what, per grant.
@@ -486,6 +496,21 @@ class Store(ConsentFile):
         self._renewed()
         self._is_behind = True
         return step(self._usable())
+
+    def _written(self, step: Callable[[Spool], _Result]) -> _Result:
+        """Do something that the disk must take; what it says of it is the spool's fault.
+
+        Raises:
+            StoreError: As `_guarded`.
+        """
+        try:
+            done = self._guarded(step)
+        except StoreError as exc:
+            if exc.__cause__ is not None:  # SQLite's word, not ours on a grant.
+                self._fault = exc.message
+            raise
+        self._fault = ""
+        return done
 
     def _usable(self) -> Spool:
         """Return the spool once it has followed.

@@ -1,6 +1,8 @@
 """The agent lane by itself: a real store, a network lane that was never started."""
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ from agent.cloud.policy import recipient
 from agent.cloud.trust import sign_trust
 from agent.control import Agent, Batches, Consent, Journal, Surroundings
 from agent.control.publisher import POLICY_FIRST_S, POLICY_NEXT_S
+from agent.control.report import health
 from agent.core.clock import Reading
 from agent.core.ledgerevent import Fact
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
+from agent.core.status import BusStatus, CaptureStatus, StatusReport
 from agent.edge.ledger import Ledger, read_entries
 from agent.edge.store import Store
 from agent.edge.uplink import (
@@ -29,6 +33,7 @@ from agent.edge.uplink import (
 from agent.errors import LedgerError, StoreError
 from tests import car
 from tests.cloud import VEHICLE, Cloud
+from tests.unit.edge.test_ledger import no_room
 from tests.unit.edge.test_store_spool import damage
 
 BOOT = f"{0:032x}"
@@ -246,3 +251,83 @@ def test_the_ledger_tells_of_a_spool_that_broke_while_the_agent_ran(
     lane.agent.turn(0.0)
 
     assert lane.events("state-damaged") == [{"file": "spool", "reason": "set-aside"}]
+
+
+def told(lane: Lane) -> tuple[StatusReport, Any]:
+    """What whoever asks at the vehicle gets, and the platform."""
+    status = lane.agent._status()
+    return status, json.loads(health(status))
+
+
+def test_a_spool_that_the_disk_does_not_let_write_is_told_until_it_does(
+    lane: Lane, cloud: Cloud
+) -> None:
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+    batches = collected(lane.plans[-1], lane.now_ns)
+    lane.store._spool._db.rows("PRAGMA query_only = ON")  # type: ignore[union-attr] # as read-only
+    lane.agent.post(batches)
+    lane.agent.turn(0.0)
+
+    status, to_platform = told(lane)
+    assert "READONLY" in status.disk.spool_fault
+    assert to_platform["warnings"] == ["spool-unusable"]
+
+    lane.store._spool._db.rows("PRAGMA query_only = OFF")  # type: ignore[union-attr] # as before
+    lane.agent.post(batches)
+    lane.agent.turn(0.0)
+    assert (told(lane)[0].disk.spool_fault, told(lane)[1]["warnings"]) == ("", [])
+
+
+def test_a_grant_that_is_not_live_is_no_fault_of_the_disk(lane: Lane, cloud: Cloud) -> None:
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+    batches = collected(lane.plans[-1], lane.now_ns)
+    lane.store.set_grant_state("g1", "paused")
+    lane.agent.post(batches)
+    lane.agent.turn(0.0)
+
+    assert lane.agent.counts["dropped_store"] == 1
+    assert told(lane)[0].disk.spool_fault == ""
+
+
+def test_a_ledger_that_the_disk_refuses_is_told_with_what_it_lost(lane: Lane) -> None:
+    (segment,) = (lane.state / "ledger").glob("segment-*")
+    with no_room(segment):
+        lane.agent._journal.note(lane.now_ns, "clock-stepped", by=1)
+
+        status, to_platform = told(lane)
+        assert status.disk.ledger_lost >= 1
+        assert status.disk.ledger_fault == "EFBIG"
+        assert to_platform["ledger"]["lost"] == status.disk.ledger_lost
+        assert to_platform["warnings"] == ["ledger-refused"]
+
+
+def test_what_lies_set_aside_is_told_until_somebody_removes_it(lane: Lane) -> None:
+    aside = lane.state / "ledger.damaged-1"
+    aside.mkdir()
+    (lane.state / "spool.db.corrupt-2").touch()
+    (lane.state / "spool.db.corrupt-2-wal").touch()
+
+    status, to_platform = told(lane)
+    assert status.disk.set_aside == ("ledger.damaged-1", "spool.db.corrupt-2")
+    assert to_platform["warnings"] == ["state-set-aside"]
+
+
+def test_the_platform_hears_nothing_of_traffic_that_nobody_granted(lane: Lane) -> None:
+    """The state of a bus aside."""
+    status = lane.agent._status()
+    quiet = replace(status, buses=(BusStatus("can0", "active", 0, 0),))
+    busy = replace(
+        status,
+        buses=(BusStatus("can0", "active", 900, 4, 3, 2, 1_800_000_000),),
+        capture=CaptureStatus(900, 30, 7),
+    )
+
+    assert health(busy) == health(quiet)
+
+
+def test_the_platform_hears_of_a_certificate_that_ends(lane: Lane) -> None:
+    status = lane.agent._status()
+    ending = json.loads(health(replace(status, certificate_ends_s=status.now_s + 86_400)))
+
+    assert ending["warnings"] == ["certificate-ends-soon"]
+    assert ending["certificate_ends_s"] == status.now_s + 86_400

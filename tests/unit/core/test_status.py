@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from agent.core.status import (
+    CERTIFICATE_WARN_S,
     BusStatus,
+    CaptureStatus,
+    DiskStatus,
     GrantStatus,
     LaneStatus,
     PolicyStatus,
@@ -54,6 +57,8 @@ REPORT = StatusReport(
     uplink="up",
     in_flight=1,
     counts={"sealed": 130, "dropped_ended": 1},
+    capture=CaptureStatus(frames=1_234_570, overrun=30, given_up=1),
+    disk=DiskStatus("", ledger_size=1_200, set_aside=("spool.db.corrupt-1",)),
 )
 
 
@@ -86,6 +91,8 @@ def test_a_report_without_a_policy_does_too() -> None:
         told() | {"grants": [{"grant_id": "g"}]},
         told() | {"stops": [{"grant": "g"}]},
         told() | {"policy": {"epoch": 1}},
+        told() | {"capture": {"lost": 1}},
+        told() | {"disk": {}},
     ],
 )
 def test_a_report_of_another_version_is_an_error_with_advice(members: dict[str, Any]) -> None:
@@ -93,6 +100,27 @@ def test_a_report_of_another_version_is_an_error_with_advice(members: dict[str, 
         parse_status(members)
 
     assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"certificate_ends_s": REPORT.now_s + CERTIFICATE_WARN_S + 1}, ()),
+        ({"certificate_ends_s": REPORT.now_s + CERTIFICATE_WARN_S}, ("certificate-ends-soon",)),
+        ({"certificate_ends_s": REPORT.now_s + 1}, ("certificate-ends-soon",)),
+        ({"certificate_ends_s": REPORT.now_s}, ("certificate-ended",)),
+        ({"disk": DiskStatus(ledger_lost=1)}, ("ledger-refused",)),
+        ({"disk": DiskStatus(ledger_fault="EROFS")}, ("ledger-refused",)),
+        ({"disk": DiskStatus(spool_fault="no")}, ("spool-unusable",)),
+        ({"disk": DiskStatus(set_aside=("ledger.damaged-1",))}, ("state-set-aside",)),
+    ],
+)
+def test_what_somebody_must_look_after_is_a_word(
+    changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    well = replace(REPORT, disk=DiskStatus())
+
+    assert replace(well, **changes).warnings == words
 
 
 def test_stops_of_another_version_are_an_error() -> None:
