@@ -363,11 +363,10 @@ class Daemon:
         before = self.agent
         before.turn(0.0)  # What came before is handled under the old files.
         before.finish()
-        is_private = self._consent.stops.is_private
+        stops = self._consent.stops
         self._wire(parts)
         self.agent.counts.update(before.counts)
-        if is_private:
-            self.agent.post(Switched(is_private))
+        self._consent.stops.take_over(stops)  # Before a plan is in force again.
         self.agent.restore()
         if self.uplink.publish_status("online"):
             self.agent.post(Connected())  # The new lane has not heard of it.

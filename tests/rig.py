@@ -58,6 +58,8 @@ class Rig:
         self.max_age_s = 60.0
         self.more_buses: list[dict[str, Any]] = []
         self.obd: dict[str, Any] = {}
+        self.switch: dict[str, Any] = {}
+        self.rights: dict[str, list[str]] = {}  # Who may do what over the control socket.
         self._daemon: Daemon | None = None
         self._asks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         (folder / "car.dbc").write_bytes(car.DBC)
@@ -75,7 +77,8 @@ class Rig:
                 "vehicle": {"id": VEHICLE, "trust": "trust.json"},
                 "state": {"directory": "state"},
                 "keys": {"device": "device.jwk"},
-                "control": {"socket": str(self.socket)},
+                "control": {"socket": str(self.socket), **self.rights},
+                "switch": self.switch,
                 "batch": {"max_age_s": self.max_age_s},
                 "obd": self.obd,
                 "bus": [

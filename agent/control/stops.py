@@ -79,6 +79,10 @@ class Stops:
         if is_private != self.is_private:
             self._private_since_ns = now.now_ns if is_private else None
 
+    def take_over(self, before: "Stops") -> None:
+        """Go on under the privacy switch as these did; what is on disk needs no taking over."""
+        self._private_since_ns = before._private_since_ns  # noqa: SLF001 - our own kind
+
     def is_due(self, now: Moment) -> bool:
         """Whether a stop has lasted for its time."""
         return any(end_ns <= now.boot_ns for end_ns in self._ends_ns.values())

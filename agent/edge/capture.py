@@ -167,6 +167,7 @@ class Capture:
         self._pipeline.feed(frames[fed:])
 
     def _obey(self, *, is_private: bool) -> None:
+        self._hand_over()  # What was closed before it turned stays: it was permitted then.
         self._is_private = is_private
         self._pipeline.swap(empty_plan() if is_private else self._given)
         self._on_switch(is_private)
