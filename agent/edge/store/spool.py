@@ -120,7 +120,8 @@ class Spool:
 
         Args:
             live: All live grants, as the consent says.
-            at_ns: Time of the records of gaps.
+            at_ns: Time of the records of gaps; 0: nobody knows, and they bear the time of the
+                newest envelope.
             generation: Another than at the last time: all rows go, whoever is live.
 
         Returns:
@@ -140,10 +141,11 @@ class Spool:
             return {}, True
         erased = {g: self._tallies[g] for g, _ in doomed if g in self._tallies}
         notes = [note for grant in doomed for note in self._note(grant)]
+        noted_ns = at_ns or self._newest_ns()
 
         def step() -> None:
             with self._db.transaction():
-                gaps.keep(self._db, notes, "erased", at_ns, told=self._told)
+                gaps.keep(self._db, notes, "erased", noted_ns, told=self._told)
                 for grant_id, rev in doomed:
                     self._db.rows(
                         "DELETE FROM live_grant WHERE grant_id = ? AND rev = ?", grant_id, rev
@@ -368,6 +370,10 @@ class Spool:
     def _next_expiry_ns(self) -> int:
         row = self._db.row("SELECT min(expires_ns) FROM spool")
         return NEVER_NS if row is None or row[0] is None else int(row[0])
+
+    def _newest_ns(self) -> int:
+        row = self._db.row("SELECT max(created_ns) FROM spool")
+        return 0 if row is None or row[0] is None else int(row[0])
 
     def _draw(self, grant_id: str, recipient: str) -> int:
         ((n,),) = self._db.rows(

@@ -116,6 +116,19 @@ def test_a_spool_that_follows_late_notes_the_latest_time_on_disk(
         assert noted(store) == [("gr_a", 1, 1, "erased", at_ns)]
 
 
+def test_where_consent_was_lost_with_all_that_it_knew_of_time_the_newest_envelope_tells_it(
+    store: Store, directory: Path
+) -> None:
+    with_grants(store, "gr_a")
+    put(store, "gr_a", created_ns=70)
+    put(store, "gr_a", created_ns=80)
+    store.close()
+    (directory / "consent.db").unlink()
+
+    with Store.open(directory) as begun:
+        assert noted(begun) == [("gr_a", 1, 2, "erased", 80)]
+
+
 def test_what_may_be_lost_with_a_damaged_spool_bears_the_latest_time_on_disk(
     directory: Path,
 ) -> None:
