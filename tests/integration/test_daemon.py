@@ -19,7 +19,9 @@ from agent.core.model import NS_PER_S, Frame, Sample
 from agent.core.policy import parse_policy
 from agent.core.replay import Replay
 from agent.demo.judge import Auditor, find_bytes
+from agent.edge.ledger import read_entries
 from agent.edge.logfile import read_logs
+from agent.errors import LedgerError
 from tests import car
 from tests.cloud import Cloud
 from tests.rig import Rig, data_of, wait_for
@@ -244,6 +246,12 @@ def test_headers_say_nothing_but_the_grants_minute(
     assert header.ledger_root != bytes(32)
 
 
+def gaps_in_ledger(rig: Rig) -> list[tuple[Any, ...]]:
+    entries = [entry for _, entry in read_entries(rig.state / "ledger")]
+    found = [e.facts for e in entries if not isinstance(e, LedgerError) and e.name == "gap"]
+    return [(f["grant"], f["first"], f["last"], f["reason"]) for f in found]
+
+
 @pytest.mark.parametrize("ends", ["the grant", "the policy"])
 def test_the_recipient_is_told_when_what_waited_for_it_was_erased(
     rig: Rig, cloud: Cloud, auditor: Auditor, ends: str
@@ -264,11 +272,13 @@ def test_the_recipient_is_told_when_what_waited_for_it_was_erased(
         rig.clock.now_ns = end_s * NS_PER_S
         daemon.wake()
         wait_for("a gap", lambda: any("/gap/fleet/g1" in item.topic for item in auditor.seen()))
+        wait_for("the ledger", lambda: gaps_in_ledger(rig))
 
     devices = {cloud.device.kid: cloud.device.public_half}
     found = [item.payload for item in auditor.seen() if "/gap/" in item.topic]
     gaps = [verify_gap(record, devices=devices) for record in found]
     assert {(gap.why, gap.time_s) for gap in gaps} == {("erased", end_s)}
+    assert gaps_in_ledger(rig) == [("g1", gap.first_n, gap.last_n, gap.why) for gap in gaps]
     assert data_of(auditor) == []
 
 

@@ -21,7 +21,7 @@ from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.status import BusStatus, CaptureStatus, StatusReport
 from agent.edge.ledger import Ledger, read_entries
-from agent.edge.store import Store
+from agent.edge.store import SpoolLimits, Store
 from agent.edge.uplink import (
     Connected,
     Disconnected,
@@ -43,10 +43,10 @@ ODOMETER = {"read_odometer": {"min_interval_s": 0}}
 class Lane:
     """An agent, its clock, and the plans that it put in force."""
 
-    def __init__(self, state: Path, cloud: Cloud) -> None:
+    def __init__(self, state: Path, cloud: Cloud, *, limits: SpoolLimits | None = None) -> None:
         self.now_ns = cloud.now_s * NS_PER_S
         self.plans: list[Plan] = []
-        self.store = Store.open(state)
+        self.store = Store.open(state, limits=limits)
         self.consent = Consent(
             self.store,
             vehicle=VEHICLE,
