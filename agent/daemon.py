@@ -237,8 +237,7 @@ class Daemon:
         self._journal.note(
             self._consent.moment(self._clock()).now_ns,
             "reloaded",
-            config=_digest(config),
-            catalogue=parts.catalogue.sha256,
+            **_digests(config, parts),
         )
         self._tell_keys()
         self.buses.follow(config.bus)
@@ -333,8 +332,7 @@ class Daemon:
             now_ns,
             "started",
             version=version("consentry"),
-            config=_digest(config),
-            catalogue=parts.catalogue.sha256,
+            **_digests(config, parts),
             boot=now.boot_id,
         )
 
@@ -410,8 +408,13 @@ class Daemon:
                 self._held.append(event)
 
 
-def _digest(config: Config) -> str:
-    return hashlib.sha256(repr(config).encode()).hexdigest()
+def _digests(config: Config, parts: Parts) -> dict[str, str]:
+    """Return what the ledger tells of the files."""
+    return {
+        "config": hashlib.sha256(repr(config).encode()).hexdigest(),
+        "catalogue": parts.catalogue.sha256,
+        "sources": parts.sources,
+    }
 
 
 def _signal_switch(config: Config, parts: Parts) -> SignalSwitch | None:

@@ -6,10 +6,12 @@ Rules:
  * What comes out is complete: no half of a vehicle is ever started.
 """
 
+import hashlib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from agent.config import Bus, Config, Control, Switch
@@ -17,10 +19,12 @@ from agent.config import Uplink as UplinkSection
 from agent.core.binding import Binding, bind, merge
 from agent.core.catalogue import Catalogue
 from agent.core.cose import DeviceKey
+from agent.core.dbc import DbcFile, parse_dbc
 from agent.core.jws import Trust
+from agent.core.mapping import parse_mapping
 from agent.core.permission import Permissions
 from agent.core.switch import SwitchSignal, find_switch
-from agent.edge.files import load_catalogue, load_dbc, load_mapping, load_trust
+from agent.edge.files import load_catalogue, load_trust, read_file
 from agent.edge.keys import certificate_end_s, client_tls, load_device_key, load_secret
 from agent.edge.people import find_group, find_permissions
 from agent.edge.store import ClassLimit, SpoolLimits
@@ -39,6 +43,8 @@ class Parts:
         permissions: Who may ask what over the control socket.
         control_group: The group of its file, or None: the agent's own.
         switch: The privacy switch on CAN, where there is one.
+        sources: SHA-256 over those of the DBC files and the mapping of each bus, in the
+            configuration's order, 64 hex digits.
         warnings: Sentences for the user: repairs of DBC files, unusable mapping entries.
     """
 
@@ -51,6 +57,7 @@ class Parts:
     permissions: Permissions
     control_group: int | None
     switch: SwitchSignal | None
+    sources: str
     warnings: tuple[str, ...]
 
 
@@ -145,6 +152,7 @@ def load_parts(config: Config) -> Parts:
         permissions=permissions,
         control_group=control_group,
         switch=next((bus.switch for bus in buses if bus.switch is not None), None),
+        sources=hashlib.sha256(b"".join(d for bus in buses for d in bus.digests)).hexdigest(),
         warnings=warnings,
     )
 
@@ -159,20 +167,37 @@ def _bus_names(config: Config) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _BusParts:
-    """What a bus can give, if its files can be used, and what had to be repaired."""
+    """What a bus can give, if its files can be used, and what had to be repaired.
+
+    Attributes:
+        digests: SHA-256 of its DBC files and its mapping.
+    """
 
     binding: Binding | None
     switch: SwitchSignal | None
     repairs: tuple[str, ...]
+    digests: tuple[bytes, ...]
 
 
 def _bus(bus: Bus, switch: Switch, catalogue: Catalogue | None, faults: _Faults) -> _BusParts:
-    dbcs = [faults.keep(partial(load_dbc, path)) for path in bus.dbc]
-    mapping = faults.keep(lambda: load_mapping(bus.mapping))
+    digests: list[bytes] = []
+
+    def read(path: Path, what: str) -> bytes:
+        data = read_file(path, what)
+        digests.append(hashlib.sha256(data).digest())
+        return data
+
+    def dbc_of(path: Path) -> DbcFile:
+        return parse_dbc(read(path, "the DBC file"), name=path.name)
+
+    dbcs = [faults.keep(partial(dbc_of, path)) for path in bus.dbc]
+    mapping = faults.keep(
+        lambda: parse_mapping(read(bus.mapping, "the mapping"), name=bus.mapping.name)
+    )
     usable = [dbc for dbc in dbcs if dbc is not None]
     repairs = tuple(f"{dbc.name}: {line}" for dbc in usable for line in dbc.told())
     if catalogue is None or mapping is None or len(usable) < len(dbcs):
-        return _BusParts(None, None, repairs)
+        return _BusParts(None, None, repairs, ())
     signal = switch.signal if switch.bus == bus.name else None
     return _BusParts(
         faults.keep(lambda: bind(mapping, usable, catalogue, bus=bus.name)),
@@ -182,6 +207,7 @@ def _bus(bus: Bus, switch: Switch, catalogue: Catalogue | None, faults: _Faults)
             lambda: find_switch(usable, bus=bus.name, signal=signal, private=switch.private)
         ),
         repairs,
+        tuple(digests),
     )
 
 

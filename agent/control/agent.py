@@ -26,6 +26,7 @@ from agent.control.consent import Consent
 from agent.control.documents import Documents
 from agent.control.enactment import Enactment
 from agent.control.journal import Journal
+from agent.control.keys import tell_certificate
 from agent.control.local import Local
 from agent.control.publisher import Publisher
 from agent.control.report import Surroundings, health, status_report
@@ -113,6 +114,7 @@ class Agent:
         self._told_ns: int | None = None  # When the counters were published last.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._ticked_ns = 0
+        self._certificate_ends_s: int | None = None  # Of the certificate told last.
         self.counts: Counter[str] = Counter()
         self.turns = 0
         self._enactment = Enactment(
@@ -280,6 +282,7 @@ class Agent:
                 envelopes=tally.envelopes,
                 bytes=tally.size_bytes,
             )
+        self._tell_certificate(now)
         self._journal.damaged(now.now_ns, self._store.take_damage())
         self._journal.tick(now.now_ns, self._device)
         self.counts["ledger_lost"] = self._journal.lost
@@ -295,6 +298,12 @@ class Agent:
             _log.info("grant expired", extra={"grant": grant_id})
         if change.ended or change.purged.erased:
             self._documents.answer_ended(change, version, reading)
+
+    def _tell_certificate(self, now: Moment) -> None:
+        ends_s = self._uplink.certificate_ends_s
+        if ends_s is not None and ends_s != self._certificate_ends_s:
+            self._certificate_ends_s = ends_s
+            tell_certificate(self._store, self._journal, ends_s=ends_s, now_ns=now.now_ns)
 
     def _tell_health(self, now: Moment) -> None:
         """Publish the counters, at once on a new connection and then once a minute."""

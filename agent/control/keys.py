@@ -21,6 +21,7 @@ from agent.edge.store import Store
 from agent.errors import StoreError
 
 _TOLD = "keys"  # The name under which it is kept: a line for each key.
+_CERTIFICATE = "certificate_ends_s"
 _LINE = re.compile(r"(device|policy|owner|root) ([A-Za-z0-9_-]{1,64}) ([0-9a-f]{64})", re.ASCII)
 
 
@@ -46,6 +47,22 @@ def tell_keys(
         lines = (f"{key.role} {key.kid} {digest}\n" for key, digest in sorted(after.items()))
         with suppress(StoreError):  # It is told once more at the next start.
             store.keep_document(_TOLD, "".join(lines).encode("ascii"))
+
+
+def tell_certificate(store: Store, journal: Journal, *, ends_s: int, now_ns: int) -> None:
+    """Write into the ledger that another TLS certificate is in use, told by its end.
+
+    Args:
+        store: Open.
+        journal: Over the open ledger.
+        ends_s: When it ends, s since the epoch.
+        now_ns: ns since the epoch.
+    """
+    if store.number(_CERTIFICATE) == ends_s:
+        return
+    journal.note(now_ns, "certificate-changed", ends=ends_s)
+    with suppress(StoreError):  # As above.
+        store.keep_numbers({_CERTIFICATE: ends_s})
 
 
 def _parse(kept: bytes) -> dict[Key, str]:

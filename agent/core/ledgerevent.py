@@ -95,18 +95,20 @@ ROLE = _one_of("device", "policy", "owner", "root")
 FILE = _one_of("consent", "spool")
 GAP = _one_of("evicted", "expired", "erased", "damaged")
 
+_FILES = {"config": DIGEST, "catalogue": DIGEST, "sources": DIGEST}
 _ROLL_UP = {"grant": ID_, "envelopes": COUNT, "bytes": COUNT}
 _NUMBERS = {"first": COUNT, "last": COUNT}
 
 EVENTS: Mapping[str, Mapping[str, Kind]] = {
     # The agent.
-    "started": {"version": VERSION, "config": DIGEST, "catalogue": DIGEST, "boot": BOOT_ID},
+    "started": {"version": VERSION, **_FILES, "boot": BOOT_ID},
     "stopped": {"reason": WORD},
     "crash-noticed": {"reason": WORD},
-    "reloaded": {"config": DIGEST, "catalogue": DIGEST},
+    "reloaded": _FILES,
     "admin": {"verb": WORD, "uid": UID},
     "key-changed": {"role": ROLE, "kid": ID_, "change": _one_of("enrolled", "rotated", "removed")},
     "trust-applied": {"ver": COUNT},
+    "certificate-changed": {"ends": SECONDS},
     "clock-stepped": {"by": SECONDS},
     "floor-lowered": {"epoch": COUNT, "by": SECONDS},
     # Consent.

@@ -129,6 +129,7 @@ def test_the_ledger_tells_of_reloads_and_of_keys_that_were_exchanged(
     with rig.running() as daemon:
         assert len(told(rig, "key-changed")) == 2
         exchange_device_key(rig, cloud)
+        rig.mapping.write_bytes(WITHOUT_SPEED)
         rig.reload(daemon)
     exchange_device_key(rig, cloud)
     with rig.running():
@@ -141,7 +142,12 @@ def test_the_ledger_tells_of_reloads_and_of_keys_that_were_exchanged(
         ("device", "device-2", "enrolled"),
         ("device", "device-2", "rotated"),
     ]
-    assert [set(facts) for facts in told(rig, "reloaded")] == [{"config", "catalogue"}]
+    first, second, third = told(rig, "started")
+    (reloaded,) = told(rig, "reloaded")
+    assert first == second
+    assert {name for name in reloaded if reloaded[name] != second[name]} == {"sources"}
+    assert reloaded["sources"] == third["sources"]
+    assert told(rig, "certificate-changed") == [{"ends": daemon.uplink.certificate_ends_s}]
 
 
 def test_the_ledger_tells_an_end_that_was_asked_for_from_a_failure(rig: Rig) -> None:

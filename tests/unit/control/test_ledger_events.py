@@ -10,6 +10,7 @@ import pytest
 
 from agent.cloud.restrict import new_restriction, sign_restriction
 from agent.control import Switched
+from agent.control.keys import tell_certificate
 from agent.core.ask import Pause, Restrict, Resume
 from agent.core.jws import unsafe_unverified_payload
 from agent.core.model import NS_PER_S
@@ -206,3 +207,11 @@ def test_who_stopped_resumed_and_handed_over_is_told(lane: Lane, cloud: Cloud) -
         ("on", "switch", [], 0),
         ("off", "switch", [], 0),
     ]
+
+
+def test_another_certificate_is_told_once_also_over_a_restart(lane: Lane) -> None:
+    journal = lane.agent._journal
+    for ends_s in (1_900_000_000, 1_900_000_000, 2_000_000_000):
+        tell_certificate(lane.store, journal, ends_s=ends_s, now_ns=lane.now_ns)
+
+    assert [e["ends"] for e in lane.events("certificate-changed")] == [1_900_000_000, 2_000_000_000]
