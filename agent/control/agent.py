@@ -52,7 +52,8 @@ from agent.errors import PolicyRejected
 
 TICK_S = 1.0
 LEAST_WAIT_S = 0.01  # Before a moment at which a grant begins or ends.
-HEALTH_S = 60.0  # How often the counters go to the platform.
+HEALTH_S = 60.0  # How often the counters go to the platform,
+HEALTH_CHANGED_S = 5.0  # and how soon again at the earliest, where a bus has come or gone.
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ class Agent:
         self._journal = journal
         self._clock = clock
         self._look = look
-        self._told_ns: int | None = None  # When the counters were published last.
+        self._told_ns: int | None = None  # When the counters were published last,
+        self._told_buses: dict[str, str] = {}  # and how the buses were then.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._ticked_ns = 0
         self._certificate_ends_s: int | None = None  # Of the certificate told last.
@@ -306,11 +308,16 @@ class Agent:
             tell_certificate(self._store, self._journal, ends_s=ends_s, now_ns=now.now_ns)
 
     def _tell_health(self, now: Moment) -> None:
-        """Publish the counters, at once on a new connection and then once a minute."""
-        told_ns = self._told_ns
-        is_due = told_ns is None or now.boot_ns - told_ns >= HEALTH_S * NS_PER_S
-        if self._publisher.is_up and is_due and self._uplink.publish_health(health(self._status())):
-            self._told_ns = now.boot_ns
+        """Publish the counters: when connected, once a minute, and soon after a bus has changed."""
+        if not self._publisher.is_up:
+            return
+        told_ns, passed_ns = self._told_ns, now.boot_ns - (self._told_ns or 0)
+        if told_ns is not None and passed_ns < HEALTH_CHANGED_S * NS_PER_S:
+            return
+        buses = {bus.name: bus.state for bus in self._look().buses}
+        is_due = told_ns is None or passed_ns >= HEALTH_S * NS_PER_S or buses != self._told_buses
+        if is_due and self._uplink.publish_health(health(self._status())):
+            self._told_ns, self._told_buses = now.boot_ns, buses
 
     def _status(self) -> StatusReport:
         return status_report(

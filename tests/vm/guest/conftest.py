@@ -4,7 +4,6 @@
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,11 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
-@pytest.fixture(autouse=True)
-def _receive_buffers() -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def _receive_buffers() -> None:
     """Let sockets have the buffers that the shipped sysctl file gives them."""
-    limit = Path("/proc/sys/net/core/rmem_max")
-    before = limit.read_text()
-    limit.write_text("16777216")
-    yield
-    limit.write_text(before)
+    Path("/proc/sys/net/core/rmem_max").write_text("16777216")

@@ -53,6 +53,22 @@ def test_frames_of_another_node_are_read_and_none_is_sent(tap: Tap) -> None:
     assert Path("/sys/class/net/can0/statistics/tx_packets").read_text() == "0\n"
 
 
+def test_nothing_is_played_onto_a_real_bus_without_saying_so(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("(1600000000.000000) can1 123#0102\n")
+
+    sent = Path("/sys/class/net/can1/statistics/tx_packets")
+    before = sent.read_text()
+
+    done = subprocess.run(
+        ["consentry", "play", log, "--bus", "can1"], capture_output=True, check=False, text=True
+    )
+
+    assert done.returncode == 1
+    assert "--yes-send-on-real-bus" in done.stderr
+    assert sent.read_text() == before
+
+
 def test_a_controller_that_is_unplugged_and_plugged_in_again_is_read_again(tap: Tap) -> None:
     subprocess.run(["rmmod", "kvaser_pci"], check=True)
     wait_for("missing", lambda: tap.reader.health().state is BusState.MISSING)

@@ -1,4 +1,4 @@
-"""A GNSS receiver under the installed unit, with the drop-in that docs/gnss.md gives."""
+"""A GNSS receiver under the installed unit, with the drop-in that is shipped."""
 
 import os
 import tty
@@ -58,13 +58,9 @@ class Navigated(Vehicle):
 def vehicle(tmp_path: Path) -> Iterator[Navigated]:
     install()
     made = Navigated(tmp_path)
-    (block,) = [
-        block
-        for block in docs.blocks((SOURCE / "docs/gnss.md").read_text())
-        if "DeviceAllow" in block
-    ]
-    DROP_IN.parent.mkdir(parents=True)
-    DROP_IN.write_text(block.replace("/dev/ttyACM0", made.device))
+    (example,) = [b for b in docs.blocks((SOURCE / "docs/gnss.md").read_text()) if "cp " in b]
+    sh(example)
+    DROP_IN.write_text(DROP_IN.read_text().replace("/dev/ttyACM0", made.device))
     sh("systemctl daemon-reload")
     sh(documented("Start"))
     yield made

@@ -155,9 +155,19 @@ def test_new_filters_lose_no_frame_that_stays_granted_and_double_none(
     assert len(tap.sockets) == 1
 
 
+@pytest.fixture
+def small_buffers() -> Iterator[None]:
+    """Give sockets Debian's default: 555 frames."""
+    limit = Path("/proc/sys/net/core/rmem_max")
+    before = limit.read_text()
+    limit.write_text("212992")
+    yield
+    limit.write_text(before)
+
+
+@pytest.mark.usefixtures("small_buffers")
 def test_frames_that_the_process_is_too_slow_for_are_counted(tap: Tap, sender: Sender) -> None:
     """Received and dropped are together what was sent, though the last are dropped too."""
-    Path("/proc/sys/net/core/rmem_max").write_text("212992")  # Debian's default: 555 frames.
     sent = 10_000
     tap.reader.set_filters(EVERYTHING)
     tap.hold.clear()
@@ -172,9 +182,9 @@ def test_frames_that_the_process_is_too_slow_for_are_counted(tap: Tap, sender: S
     assert tap.reader.health().frames == len(tap.frames) == len(set(tap.counted()))
 
 
+@pytest.mark.usefixtures("small_buffers")
 def test_a_frame_brings_the_count_of_those_dropped_before_it(sender: Sender) -> None:
     """SO_RXQ_OVFL: told without being asked, from the first frame behind the gap on."""
-    Path("/proc/sys/net/core/rmem_max").write_text("212992")
     receiver = Receiver("b")
     with open_raw("vcan0", [exact_filter(COUNTED)]) as sock:
         sender.send_all((COUNTED, struct.pack("<I", n)) for n in range(1000))

@@ -68,6 +68,11 @@ def documented(heading: str) -> str:
 @cache
 def install() -> None:
     """Install offline from a folder of wheels, as the document says; once for all tests."""
+    reinstall()
+
+
+def reinstall() -> None:
+    """Install, also over what is there already."""
     checkout = Path("/run/checkout")
     wheels = checkout / "wheels"
     sh(f"cp -r /src {checkout}; cp -r /opt/wheels {wheels}; cp /src/wheel/*.whl {wheels}")
@@ -118,6 +123,10 @@ class Vehicle:
         token = self.cloud.policy(
             self.cloud.grant({"read_odometer": {"min_interval_s": 0}}, **members)
         )
+        self.put(token)
+
+    def put(self, token: str) -> None:
+        """Push a document, and wait for the answer."""
         before = self.answers()
         push(self.broker, token)
         wait_for("the answer", lambda: self.answers() > before)
