@@ -22,14 +22,15 @@ class Gauge:
     least: float
 
 
+# What is allowed is what a slow machine makes of the same: while it is busy, more waits.
 GAUGES = {
-    "resident": Gauge("resident memory", "MiB", 0.0, 2.5),
+    "resident": Gauge("resident memory", "MiB", 0.0, 4.0),
     "blocks": Gauge("blocks of memory in use by Python", "", 0.01, 1_500),
     "files": Gauge("open files", "", 0.0, 1),
     "threads": Gauge("threads", "", 0.0, 0),
-    "spool": Gauge("files of the spool", "KiB", 0.1, 64),
-    "consent": Gauge("files of the consent", "KiB", 0.1, 64),
-    "waiting": Gauge("envelopes that wait", "", 0.5, 20),
+    "spool": Gauge("files of the spool", "KiB", 0.1, 1_024),
+    "consent": Gauge("files of the consent", "KiB", 0.1, 256),
+    "waiting": Gauge("envelopes that wait", "", 0.5, 300),
 }
 EXPECTED = {"ledger": "the ledger's files", "log": "the log"}  # Grow, KiB; reported.
 

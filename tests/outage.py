@@ -14,10 +14,12 @@ mosquitto comes back. Four grants, one for each thing that must hold meanwhile:
 
 import argparse
 import random
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -46,7 +48,9 @@ PLACE_BYTES = 20_000
 MIB = 1 << 20
 RESIDENT_BYTES = 3 * MIB  # More than before the catch-up is not flat.
 WINDOW = 20  # The default of agent.toml.
+QUIET_S = 0.7
 SESSION_S = 7 * 86_400
+ORDERS = {"oldest": "rising", "newest": "falling"}
 
 Waiting = dict[str, tuple[int, int]]  # Envelopes and their bytes, per grant.
 
@@ -58,14 +62,18 @@ class Figures:
     Attributes:
         resident: Bytes in RAM: when the outage begins, ends, and the most of the catch-up.
         per_s: Envelopes/s of the catch-up, and paho's publishes/s in the same run.
-        online: Envelopes that came before the outage.
+        at_outage: Messages that had come by then.
+        online: Envelopes among them.
+        again: Envelopes that came again: the broker had no answer to them when it went.
         order: Whether numbers came `rising` or `falling`, per grant, of what had waited.
     """
 
     hours: float
     order_wanted: str
     seed: int
+    at_outage: int = 0
     online: int = 0
+    again: int = 0
     waiting: int = 0
     waiting_bytes: int = 0
     resident: tuple[int, int, int] = (0, 0, 0)
@@ -89,6 +97,7 @@ class Figures:
             *((f"numbers drawn: {name}", f"{count:,}") for name, count in self.drawn.items()),
             *((f"opened: {name}", f"{count:,}") for name, count in self.opened.items()),
             *((f"told as {name}", f"{count:,}") for name, count in self.told.items()),
+            ("came again and were told apart", f"{self.again:,}"),
             ("lost", "0"),
             *((f"what had waited came: {name}", found) for name, found in self.order.items()),
             ("envelopes/s of the catch-up", f"{ours:,.0f}"),
@@ -111,7 +120,7 @@ class Scene:
         folder: Path,
         pki: Pki,
         broker: Broker,
-        socket: str,
+        socket_path: str,
         *,
         hours: float,
         every_s: float,
@@ -134,7 +143,7 @@ class Scene:
             folder,
             broker.port,
             pki.vehicle(VEHICLE),
-            socket=socket,
+            socket=socket_path,
             bus={"dbc": ["car.dbc"], "mapping": "car.vspec"},
             batch={"max_samples": 1},  # An envelope for each: many, small.
             spool={"class_max_bytes": {"location": PLACE_BYTES}},
@@ -142,7 +151,7 @@ class Scene:
         )
         self.vehicle = Vehicle(
             config,
-            socket=socket,
+            socket=socket_path,
             drive=f"car:{max(1, round(2 / every_s))}",
             start_ns=self.start_s * NS_PER_S,
         )
@@ -223,7 +232,7 @@ def run(
             waiting = _collect(scene, broker, fleet, figures)
             on_s = scene.vehicle.now_s
             _catch_up(scene, broker, fleet, figures)
-        opened = _opened(scene, fleet)
+        opened = _opened(scene, fleet, figures)
         _judge(scene, opened, figures, on_s, waiting)
         _account(scene, fleet, opened, figures)
         if max_rate_per_s >= 1e4:
@@ -252,18 +261,19 @@ def _collect(scene: Scene, broker: Broker, fleet: Peer, figures: Figures) -> Wai
     vehicle.drive(1_000)
     vehicle.drive_until(scene.start_s + ONLINE_S, WAIT_S)
     vehicle.drive(0)
-    vehicle.wait(lambda: vehicle.gauges[SPOOLED] == 0, START_S)
-    vehicle.wait(lambda: len(fleet.messages) >= vehicle.gauges[DELIVERED], START_S)
-    figures.online = len(fleet.messages)
+    _settle(
+        vehicle,
+        lambda: vehicle.gauges[SPOOLED] == 0 and len(fleet.messages) == vehicle.gauges[DELIVERED],
+    )
+    figures.at_outage = len(fleet.messages)
     broker.stop()
     off_s = vehicle.now_s
     before = vehicle.use().resident_bytes
-    vehicle.drive(100_000)
-    vehicle.drive_until(off_s + figures.hours * HOUR_S, WAIT_S)
-    vehicle.drive(0)
-    sealed = -1
-    while sealed != (sealed := vehicle.gauges[SEALED]):  # What lies in the lanes' queues.
-        time.sleep(0.2)
+    with _kept(broker):
+        vehicle.drive(100_000)
+        vehicle.drive_until(off_s + figures.hours * HOUR_S, WAIT_S)
+        vehicle.drive(0)
+        _settle(vehicle, lambda: True)
     figures.resident = (before, vehicle.use().resident_bytes, 0)
     waiting = scene.waiting()
     figures.waiting = sum(count for count, _ in waiting.values())
@@ -271,6 +281,34 @@ def _collect(scene: Scene, broker: Broker, fleet: Peer, figures: Figures) -> Wai
     assert waiting["gr_place"][1] <= PLACE_BYTES
     assert vehicle.gauges[SPOOLED] == figures.waiting
     return waiting
+
+
+@contextmanager
+def _kept(broker: Broker) -> Iterator[None]:
+    """Keep others from the ports of a broker that is away; whoever connects is refused."""
+    with ExitStack() as kept:
+        for port in (broker.port, broker.backend_port, broker.recipient_port):
+            taken = kept.enter_context(socket.socket())
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(("127.0.0.1", port))
+        yield
+
+
+def _settle(vehicle: Vehicle, found: Callable[[], bool]) -> None:
+    """Wait until something is so, and nothing was sealed or delivered for a while."""
+
+    def seen() -> tuple[int, int]:
+        return vehicle.gauges[SEALED], vehicle.gauges[DELIVERED]
+
+    before, since_s = seen(), time.monotonic()
+
+    def is_quiet() -> bool:
+        nonlocal before, since_s
+        if not found() or seen() != before:
+            before, since_s = seen(), time.monotonic()
+        return time.monotonic() - since_s > QUIET_S
+
+    vehicle.wait(is_quiet, START_S)
 
 
 def _catch_up(scene: Scene, broker: Broker, fleet: Peer, figures: Figures) -> None:
@@ -312,6 +350,7 @@ def _judge(
     for name, (count, _) in waiting.items():
         # Behind them comes what a swap of the plan closed.
         figures.order[name] = _order(numbers[name][:count])
+        assert figures.order[name] == ORDERS[figures.order_wanted], name
     before, after = figures.resident[1:]
     assert after <= before + RESIDENT_BYTES, f"{before} bytes in RAM, then {after}"
 
@@ -329,7 +368,6 @@ def _account(scene: Scene, fleet: Peer, opened: Sequence[Header], figures: Figur
     ]
     told = {(gap.grant_id, n): gap.why for gap in gaps for n in range(gap.first_n, gap.last_n + 1)}
     waits, untold = held(state)
-    assert len(set(came)) == len(came), "an envelope came twice"
     lost = every - set(came) - told.keys() - waits - untold
     assert not lost, f"lost: {sorted(lost)[:10]} of {len(every)}"
     assert not set(came) & told.keys(), "what came was told as gone"
@@ -341,9 +379,23 @@ def _account(scene: Scene, fleet: Peer, opened: Sequence[Header], figures: Figur
     assert sum(figures.told.values()) == len(told)
 
 
-def _opened(scene: Scene, fleet: Peer) -> list[Header]:
-    """Open each envelope; return what stands on it."""
-    return [scene.cloud.open(m.payload).header for m in fleet.messages if "/data/" in m.topic]
+def _opened(scene: Scene, fleet: Peer, figures: Figures) -> list[Header]:
+    """Open what came, and tell what came again; return what stands on the others, as they came."""
+    first: dict[tuple[str, int], bytes] = {}
+    opened = []
+    for place, message in enumerate(fleet.messages):
+        if "/data/" not in message.topic:
+            continue
+        header = scene.cloud.open(message.payload).header
+        name = (header.grant_id, header.n)
+        if name in first:
+            assert first[name] == message.payload, "another envelope came under the same number"
+            figures.again += 1
+            continue
+        first[name] = message.payload
+        opened.append(header)
+        figures.online += place < figures.at_outage
+    return opened
 
 
 def _order(numbers: Sequence[int]) -> str:

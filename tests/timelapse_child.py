@@ -84,10 +84,11 @@ class Drive:
         self._started_ns = self._now_ns = start_ns
         self._pace = 0
         self._since = (time.monotonic(), start_ns)  # When this pace began, by both clocks.
-        self._given = self._asked = 0
+        self._given = 0
         self._leap_ns = start_ns
         self._is_closed = False
         self.vehicle: Daemon | None = None
+        self.readers = 0
         gauges[NOW] = start_ns
 
     def clock(self) -> Reading:
@@ -97,23 +98,20 @@ class Drive:
     def take(self) -> Moved | None:
         """Return the next frame if it is due."""
         with self._lock:
-            self._asked += 1
             return self._step()
 
     def go_on(self) -> None:
         """Let time pass while nobody reads."""
-        asked = self._asked
         while True:
             time.sleep(LOOK_S)
             with self._lock:
                 if self._pace == 0:
                     self._look(self._gauges[PACE])
                     self._set(self._now_ns + int(LOOK_S * NS_PER_S))
-                elif asked == self._asked:  # The bus is closed: its frames pass by.
+                elif self.readers == 0:  # Its frames pass by.
                     until_ns = self._now_ns + int(LOOK_S * NS_PER_S) * self._pace
                     while self._pace and self._now_ns < until_ns and not self._must_wait():
                         self._step()
-                asked = self._asked
             self._gauges[FRAMES] = self._given
 
     def _step(self) -> Moved | None:
@@ -169,7 +167,13 @@ class DriveBus(can.BusABC):
 
     def __init__(self, channel: str, **options: Any) -> None:
         self.channel_info = channel
+        self.drive.readers += 1
         super().__init__(channel, **options)
+
+    def shutdown(self) -> None:
+        if not self._is_shutdown:
+            self.drive.readers -= 1
+        super().shutdown()
 
     def _recv_internal(self, timeout: float | None) -> tuple[can.Message | None, bool]:
         frame = self.drive.take()
