@@ -28,7 +28,7 @@ from agent.control.enactment import Enactment
 from agent.control.journal import Journal
 from agent.control.keys import tell_certificate
 from agent.control.local import Local
-from agent.control.publisher import Publisher
+from agent.control.publisher import ERASE_ROWS, Publisher
 from agent.control.report import Surroundings, health, status_report
 from agent.control.sealer import Sealer
 from agent.core.admission import Admission
@@ -184,12 +184,17 @@ class Agent:
         events = self._take(min(timeout_s, self._until_due_s()))
         arrived = [event for event in events if isinstance(event, Delivered)]
         self._publisher.settle(arrived, self._now().now_ns)
+        if len(arrived) < len(events):
+            self._publisher.erase()
         for event in events:
             self._handle(event)
         now = self._now()
         if abs(now.boot_ns - self._ticked_ns) >= TICK_S * NS_PER_S or self._consent.is_due(now):
+            self._publisher.erase()
             self._tick(now)
         self._publisher.publish(now.now_ns, self._consent.catalogue)
+        # Behind it: the network sends while the disk writes.
+        self._publisher.erase(at_least=ERASE_ROWS)
         self.turns += 1
 
     def install(self, token: bytes) -> Admission:
@@ -211,6 +216,7 @@ class Agent:
             if isinstance(event, Batches):
                 for batch in event.batches:
                     self._sealer.keep(batch, self._now().now_ns)
+        self._publisher.erase()
         now = self._now()
         self._consent.keep_time(now, force=True)
         self._journal.roll_up(now.now_ns)

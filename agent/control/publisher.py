@@ -8,6 +8,9 @@ Rules:
    neither holds up the others.
  * A row goes when the broker has taken it over, not before. While the disk refuses that, it is not
    sent again.
+ * While envelopes are on their way, rows go many in one transaction: a commit for each answer would
+   cost an fsync and five pages each time, and the network would wait for it. Before anything
+   else is done, `erase` is called, so that nobody else sees a row that was delivered.
 """
 
 import logging
@@ -30,6 +33,7 @@ from agent.errors import StoreError
 POLICY_FIRST_S = 2.0  # How long a new connection waits for the retained policy before it publishes.
 POLICY_NEXT_S = 0.2  # And behind a policy for another: a session brings all that it missed.
 ERASE_AGAIN_S = 1.0  # After the disk refused to erase what was delivered.
+ERASE_ROWS = 256  # Delivered rows that wait for the next transaction; a crash sends them again.
 MAX_OWED = 2000  # Delivered envelopes on a disk that refuses; with more nothing is sent any more.
 MAX_GAPS = 4  # Records offered at once, beside envelopes.
 
@@ -105,18 +109,18 @@ class Publisher:
     def refused(self, event: Refused) -> None:
         """Count an envelope that the broker does not take."""
         self._counts["refused"] += 1
+        self._flying.pop(event.row_id, None)
         _log.warning(
             "broker refused an envelope",
             extra={"row": event.row_id, "reason_code": event.reason_code},
         )
 
     def settle(self, arrived: Iterable[Delivered], now_ns: int) -> None:
-        """Remove what the broker has taken over."""
+        """Take note of what the broker has taken over; `erase` removes it."""
         row_ids = [event.row_id for event in arrived]
         if not row_ids:
             return
         self._owed.update(row_ids)
-        self._erase()
         self._counts["delivered"] += sum(1 for row_id in row_ids if row_id > 0)
         self._counts["unheard"] += sum(1 for event in arrived if not event.heard)
         for row_id in row_ids:
@@ -135,8 +139,16 @@ class Publisher:
                     reason=told.why,
                 )
 
-    def _erase(self) -> None:
-        """Erase what the broker has taken over; while the disk refuses it is not sent again."""
+    def erase(self, *, at_least: int = 1) -> None:
+        """Erase what the broker has taken over; while the disk refuses it is not sent again.
+
+        Args:
+            at_least: Only if so many rows wait for it, or none is on its way any more.
+        """
+        if not self._owed or (self._is_owing and time.monotonic() < self._erase_after_s):
+            return
+        if len(self._owed) < at_least and (self._flying or self._telling):
+            return
         self._erase_after_s = time.monotonic() + ERASE_AGAIN_S
         try:
             self._store.delivered(sorted(self._owed))
@@ -155,8 +167,6 @@ class Publisher:
         room = self._uplink.room()
         if room <= 0:
             return
-        if self._owed and time.monotonic() >= self._erase_after_s:
-            self._erase()
         if len(self._owed) > MAX_OWED:
             return
         busy = self._uplink.in_flight() | self._owed

@@ -1,16 +1,22 @@
 """Spool → network lane → broker in the whole daemon: order, conditions, what fails on the way."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.control import publisher
+from agent.core.model import NS_PER_S
 from agent.demo.judge import Auditor
 from agent.edge.uplink.connection import Connection
 from agent.errors import AgentError
 from tests import car
 from tests.cloud import Cloud
+from tests.peer import FakeBroker, Received
 from tests.rig import Rig, data_of, wait_for
+from tests.unit.control.test_agent import Lane, collected
 
 pytestmark = pytest.mark.broker
 
@@ -95,6 +101,52 @@ def test_what_was_delivered_is_not_sent_again_while_the_disk_refuses_to_erase_it
 
     assert len(sent) == len(set(sent))
     assert waiting[0] >= 8
+
+
+@pytest.mark.parametrize("ends", ["tick", "revocation", "stop"])
+def test_what_was_delivered_is_erased_before_anything_else_is_done(
+    tmp_path: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """While others are on their way it waits for them, to be erased in one transaction."""
+    monkeypatch.setattr(publisher, "POLICY_FIRST_S", 0.0)
+    monkeypatch.setattr(publisher, "POLICY_NEXT_S", 0.0)
+    with FakeBroker(answers=False) as fake:
+        lane = Lane(tmp_path / "state", cloud, port=fake.port)
+        lane.uplink.start()
+        lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+        for _ in range(2):
+            lane.agent.post(collected(lane.plans[-1], lane.now_ns))
+        _turn_until(lane, lambda: len(_envelopes(fake)) == 2)
+        fake.puback(_envelopes(fake)[0].mid)
+        _turn_until(lane, lambda: lane.agent.counts["delivered"] == 1)
+        before = lane.store.counts()["g1"].envelopes
+        if ends == "tick":
+            lane.now_ns += NS_PER_S
+            lane.agent.turn(0.0)
+        elif ends == "stop":
+            lane.agent.finish()
+        else:
+            lane.arrive(cloud.revoke("g1"))
+        left = lane.store.counts()
+        purged = [facts["envelopes"] for facts in lane.events("purged")]
+        lane.uplink.close()
+        lane.ledger.close()
+        lane.store.close()
+
+    assert before == 2
+    assert purged == ([1] if ends == "revocation" else [])
+    assert [tally.envelopes for tally in left.values()] == ([] if purged else [1])
+
+
+def _envelopes(fake: FakeBroker) -> list[Received]:
+    return [message for message in fake.received if "/data/" in message.topic]
+
+
+def _turn_until(lane: Lane, done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline, "waited in vain"
+        lane.agent.turn(0.01)
 
 
 def _is_empty(rig: Rig, daemon: Any) -> bool:

@@ -459,7 +459,8 @@ def test_the_brokers_receive_maximum_is_honoured() -> None:
     ):
         driven.wait(Connected)
         assert driven.uplink.room() == 3
-        taken = [driven.send(row_id) for row_id in range(1, 6)]
+        for row_id in range(1, 4):
+            assert driven.send(row_id)
         driven.uplink.publish_ack(b"ack")
         wait_until(lambda: len(fake.received) >= 3)
         time.sleep(0.1)
@@ -469,10 +470,46 @@ def test_the_brokers_receive_maximum_is_honoured() -> None:
             fake.puback(message.mid)
         wait_until(lambda: len(fake.received) == 4)
 
-    assert taken == [True, True, True, False, False]
     assert first == 3
     assert fake.most_unanswered <= 3
     assert {message.topic.rpartition("/")[2] for message in fake.received} == {"gr_a", "ack"}
+
+
+def test_the_next_envelopes_wait_beside_the_window_and_go_with_the_answers() -> None:
+    """The line is not idle while the agent lane writes; nothing exceeds the window."""
+    with FakeBroker(answers=False) as fake, Driven(plain_config(fake.port, window=2)) as driven:
+        driven.wait(Connected)
+        for row_id in (1, 2):
+            assert driven.send(row_id)
+        wait_until(lambda: len(fake.received) == 2)
+        taken = [driven.send(row_id) for row_id in (3, 4, 5)]
+        time.sleep(0.1)
+        first = len(fake.received)
+        for message in fake.received[:2]:
+            fake.unanswered -= 1
+            fake.puback(message.mid)
+        wait_until(lambda: len(fake.received) == 4)
+
+    assert taken == [True, True, False]
+    assert first == 2
+    assert fake.most_unanswered <= 2
+
+
+def test_an_envelope_that_waits_beside_the_window_is_forgotten_when_its_grant_ends() -> None:
+    """It was handed to nobody, so the connection stays."""
+    with FakeBroker(answers=False) as fake, Driven(plain_config(fake.port, window=1)) as driven:
+        driven.wait(Connected)
+        assert driven.send(1)
+        wait_until(lambda: len(fake.received) == 1)
+        assert driven.send(2, grant_id="gr_b")
+        driven.uplink.cancel("gr_b")
+        fake.puback(fake.received[0].mid)
+        driven.wait(Delivered)
+        assert driven.send(3)
+        wait_until(lambda: len(fake.received) == 2)
+
+    assert [message.topic.rpartition("/")[2] for message in fake.received] == ["gr_a", "gr_a"]
+    assert fake.connects == 1
 
 
 def test_an_envelope_longer_than_the_broker_takes_is_refused_before_it_is_sent() -> None:

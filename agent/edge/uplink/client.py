@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from paho.mqtt.client import Client
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -70,23 +69,36 @@ def server_reference(reason: ReasonCode, found: Properties | None) -> str | None
     return named if isinstance(named, str) else None
 
 
-def publish_properties(
-    content_type: str, *, expiry_s: int | None = None, n: int | None = None
-) -> Properties:
-    """Return the properties of a PUBLISH.
+class PublishProperties(Properties):
+    """The properties of a PUBLISH, packed here.
 
-    Args:
-        content_type: Media type of the payload.
-        expiry_s: How long the broker may keep it.
-        n: The envelope's number in its grant.
+    paho's own class looks each one up by its name, which took two thirds of the time of a publish.
     """
-    properties = properties_of(PacketTypes.PUBLISH)
-    properties.ContentType = content_type
-    if expiry_s is not None:
-        properties.MessageExpiryInterval = expiry_s
-    if n is not None:
-        properties.UserProperty = ("n", str(n))
-    return properties
+
+    _packed: bytes
+
+    def __init__(
+        self, content_type: str, *, expiry_s: int | None = None, n: int | None = None
+    ) -> None:
+        """Pack them as MQTT 5 section 3.3.2.3 says.
+
+        Args:
+            content_type: Media type of the payload.
+            expiry_s: How long the broker may keep it.
+            n: The envelope's number in its grant, a user property.
+        """
+        body = b"\x03" + _text(content_type)
+        if expiry_s is not None:
+            body += b"\x02" + expiry_s.to_bytes(4, "big")
+        if n is not None:
+            body += b"\x26" + _text("n") + _text(str(n))
+        assert len(body) < 1 << 7, "so its length is one byte"
+        # paho's takes no attribute that is no property.
+        object.__setattr__(self, "_packed", bytes((len(body),)) + body)
+
+    def pack(self) -> bytes:
+        """Return their length and themselves."""
+        return self._packed
 
 
 def properties_of(packet_type: int) -> Properties:
@@ -94,6 +106,7 @@ def properties_of(packet_type: int) -> Properties:
     return Properties(packet_type)  # type: ignore[no-untyped-call] # paho leaves it without types
 
 
-def packed_size(properties: Properties) -> int:
-    """Return how many bytes properties take in a packet."""
-    return len(properties.pack())  # type: ignore[no-untyped-call] # as above
+def _text(value: str) -> bytes:
+    """Return a UTF-8 string as MQTT has it (section 1.5.4)."""
+    data = value.encode()
+    return len(data).to_bytes(2, "big") + data

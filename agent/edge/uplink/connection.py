@@ -24,10 +24,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.edge.uplink.client import (
     PahoClient,
+    PublishProperties,
     auth_word,
-    packed_size,
     properties_of,
-    publish_properties,
     server_reference,
 )
 from agent.edge.uplink.dial import ConnectionEnded, dial, tls_word
@@ -185,16 +184,16 @@ class Connection:
             payload: As it is sent.
             qos: 0 or 1.
             retain: Whether the broker keeps it for whoever subscribes later.
-            about: MQTT 5 properties, see `publish_properties`.
+            about: MQTT 5 properties, see `PublishProperties`.
 
         Raises:
             OverflowError: Longer than the broker takes.
             ConnectionEnded: paho does not take it.
         """
-        properties = publish_properties(**about) if self.speaks_5 else None
+        properties = PublishProperties(**about) if self.speaks_5 else None
         # 2 bytes each for the length of the topic and the mid, 5 for the fixed header.
         size = 9 + len(topic.encode()) + len(payload)
-        if size + (packed_size(properties) if properties else 0) > self._max_packet:
+        if size + (len(properties.pack()) if properties else 0) > self._max_packet:
             raise OverflowError
         done = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if done.rc is not MQTTErrorCode.MQTT_ERR_SUCCESS:

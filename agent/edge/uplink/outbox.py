@@ -7,7 +7,8 @@ Rules:
    takes no place in the window, so that it does not starve the others.
  * What is small and waits for nobody (acks, status, health, PUBACKs) goes before envelopes.
  * Unanswered publishes never exceed what the broker takes, envelopes never exceed the window, and
-   a backlog leaves at a limited rate.
+   a backlog leaves at a limited rate. As many envelopes again may wait for their turn, so that the
+   line need not stand while the agent lane writes to the disk.
 """
 
 from collections import deque
@@ -78,7 +79,7 @@ class Outbox:
 
     def room(self, receive_maximum: int) -> int:
         """Return how many more envelopes may be added."""
-        return max(0, min(self._window, receive_maximum) - len(self._flying))
+        return max(0, min(self._window, receive_maximum) - len(self._rows))
 
     def held_grants(self, now_ns: int) -> frozenset[str]:
         """Return the grants whose envelopes are held back."""
@@ -105,6 +106,10 @@ class Outbox:
     def unanswered(self) -> int:
         """Return how many envelopes wait for their turn or for the broker's answer."""
         return sum(1 for row_id in self._flying if row_id is not None and row_id > 0)
+
+    def is_busy(self, row_id: int | None) -> bool:
+        """Whether `busy_rows` has this one."""
+        return row_id in self._flying or row_id in self._held_rows or row_id in self._answered
 
     def add_row(self, message: Message) -> None:
         """Let an envelope wait for its turn."""
@@ -156,12 +161,17 @@ class Outbox:
         earned = (now_ns - self._credited_ns) / NS_PER_S * self._rate
         self._credit = min(float(self._window), self._credit + earned)
         self._credited_ns = now_ns
-        while self._rows and len(self._sent) < connection.receive_maximum:
+        while self._rows and self._may_send(connection):
             if self._credit < 1.0:
                 return (1.0 - self._credit) / self._rate, events
             self._credit -= 1.0
             events += self._send(connection, self._rows.popleft(), now_ns)
         return float("inf"), events
+
+    def _may_send(self, connection: Connection) -> bool:
+        """Whether one more envelope would be within the window, and what the broker takes."""
+        is_within = len(self._flying) - len(self._rows) < self._window
+        return is_within and len(self._sent) < connection.receive_maximum
 
     def answered(self, mid: int, reason_code: int, now_ns: int) -> list[UplinkEvent]:
         """Take note of an answer; return what is to be told."""

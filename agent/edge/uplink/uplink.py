@@ -254,12 +254,12 @@ class Uplink:
         with self._lock:
             if (
                 self._room() <= 0
-                or message.row_id in self._outbox.busy_rows()
+                or self._outbox.is_busy(message.row_id)
                 or self._outbox.is_held(message, time.monotonic_ns())
             ):
                 return False
             self._outbox.add_row(message)
-        self._wake()
+            self._waker.set()
         return True
 
     def _control(self, message: Message) -> bool:

@@ -43,7 +43,9 @@ ODOMETER = {"read_odometer": {"min_interval_s": 0}}
 class Lane:
     """An agent, its clock, and the plans that it put in force."""
 
-    def __init__(self, state: Path, cloud: Cloud, *, limits: SpoolLimits | None = None) -> None:
+    def __init__(
+        self, state: Path, cloud: Cloud, *, limits: SpoolLimits | None = None, port: int = 9
+    ) -> None:
         self.now_ns = cloud.now_s * NS_PER_S
         self.plans: list[Plan] = []
         self.store = Store.open(state, limits=limits)
@@ -62,19 +64,20 @@ class Lane:
         )
         nowhere = UplinkConfig(
             host="127.0.0.1",
-            port=9,
+            port=port,
             vehicle=VEHICLE,
             client_id=VEHICLE,
             tls=None,
             plaintext_loopback=True,
         )
+        self.uplink = Uplink(nowhere, on_event=lambda event: self.agent.post(event))  # noqa: PLW0108 - made below
         self.heads: list[bytes] = []
         self.agent = Agent(
             vehicle=VEHICLE,
             device=cloud.device,
             store=self.store,
             consent=self.consent,
-            uplink=Uplink(nowhere, on_event=lambda _: None),
+            uplink=self.uplink,
             journal=Journal(self.ledger, publish=self.heads.append),
             swap=self.plans.append,
             clock=self.now_reading,

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
 
 from agent.core.model import NS_PER_S
 from agent.edge.uplink import TlsSource, UplinkConfig
+from agent.edge.uplink.client import PublishProperties, properties_of
 from agent.edge.uplink.dial import ConnectionEnded, Proxy
-from agent.edge.uplink.message import Message, Messages
+from agent.edge.uplink.message import COSE_TYPE, Message, Messages
 from agent.edge.uplink.outbox import MAX_HELD_S, Outbox
 from agent.edge.uplink.route import blocked_classes, default_interface
 from agent.edge.uplink.server import MAX_HOPS, Server
@@ -116,6 +118,29 @@ def test_a_refused_record_of_a_gap_holds_no_envelope() -> None:
     assert outbox.held_grants(0) == frozenset()
     assert not outbox.is_held(envelope(1), 0)
     assert outbox.is_held(Messages("veh-1").gap(-2, "fleet-x", "gr_a", b"signed"), 0)
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ({}, {}),
+        ({"expiry_s": 1}, {"MessageExpiryInterval": 1}),
+        (
+            {"expiry_s": 2**32 - 1, "n": 2**53},
+            {"MessageExpiryInterval": 2**32 - 1, "UserProperty": [("n", str(2**53))]},
+        ),
+    ],
+)
+def test_properties_are_packed_as_paho_reads_them(
+    about: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """The oracle is the reader of paho."""
+    packed = PublishProperties(COSE_TYPE, **about).pack()
+    read = properties_of(PacketTypes.PUBLISH)
+    _, size = read.unpack(packed)  # type: ignore[no-untyped-call]
+
+    assert size == len(packed)
+    assert read.json() == {"ContentType": COSE_TYPE} | expected  # type: ignore[no-untyped-call]
 
 
 def config(**other: Any) -> UplinkConfig:
