@@ -18,6 +18,8 @@ from enum import StrEnum
 
 from agent.core.model import CAN_ERR_FLAG
 
+ErrorFrame = tuple[int, int, bytes]  # (t_ns, canid_t, data)
+
 
 class BusState(StrEnum):
     """What a bus can be in; the last six follow ISO 11898-1 and linux/can/error.h."""

@@ -12,16 +12,20 @@ Rules:
 import logging
 import re
 import select
+import termios
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, time
-from time import time_ns
+from dataclasses import replace
+from datetime import date
+from datetime import time as time_of_day
 
 import serial
 from pynmeagps import NMEAReader
 from pynmeagps.exceptions import NMEAMessageError, NMEAParseError, NMEAStreamError, NMEATypeError
 
+from agent.condition import Condition
 from agent.core.bushealth import BusHealth, BusState
 from agent.core.canfilter import CanFilter
 from agent.core.gnss import Rounds, Sentence
@@ -34,6 +38,7 @@ POLL_S = 0.5  # How long a silent line is waited for before the flags are looked
 MOVE_S = 5.0  # The thread moves at least this often, also while it waits for a device.
 MIN_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
+STEADY_S = 10.0  # A device that was open for so long works; one that gave a round does, too.
 JOIN_S = 1.0
 MAX_LINE = 512  # NMEA 0183 says 82; some receivers write more.
 
@@ -58,7 +63,7 @@ class GnssReader:
         channel: str,
         options: Mapping[str, str | int | float | bool],
         sink: Callable[[list[Frame]], None],
-        clock: Callable[[], int] = time_ns,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -80,10 +85,7 @@ class GnssReader:
         self._rounds = Rounds(name)
         self._stop = threading.Event()
         self._wanted = threading.Event()
-        self._state = BusState.IDLE
-        self._frames = 0
-        self._reconnects = 0
-        self._last_frame_ns: int | None = None
+        self._condition = Condition(name)
         self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
 
     def set_filters(self, filters: Sequence[CanFilter]) -> None:
@@ -118,14 +120,7 @@ class GnssReader:
         errors = dict(self._lines.refused)
         if self._rounds.without_fix:
             errors["no-fix"] = self._rounds.without_fix
-        return BusHealth(
-            bus=self.name,
-            state=self._state,
-            frames=self._frames,
-            errors=errors,
-            reconnects=self._reconnects,
-            last_frame_ns=self._last_frame_ns,
-        )
+        return replace(self._condition.health(), errors=errors)
 
     def _run(self) -> None:
         pause_s = MIN_PAUSE_S
@@ -134,18 +129,18 @@ class GnssReader:
                 self.turns += 1
                 if not self._wanted.wait(MOVE_S):
                     continue
+                frames, steady_s = self._condition.frames, None
                 try:
                     with self._open() as port:
-                        pause_s = MIN_PAUSE_S
-                        self._state = BusState.ACTIVE
+                        steady_s = time.monotonic() + STEADY_S
+                        self._condition.enter(BusState.ACTIVE, self._clock())
                         self._read(port)
-                    self._state = BusState.IDLE
-                except (BusError, OSError) as exc:
-                    _log.warning(
-                        "bus lost", extra={"bus": self.name, "error": str(exc), "retry_s": pause_s}
-                    )
-                    self._reconnects += 1
-                    self._state = BusState.MISSING
+                    self._condition.enter(BusState.IDLE, self._clock())
+                except (BusError, OSError, termios.error) as exc:
+                    self._condition.lose(self._clock(), str(exc))
+                    is_steady = steady_s is not None and time.monotonic() >= steady_s
+                    if is_steady or self._condition.frames > frames:
+                        pause_s = MIN_PAUSE_S
                     self._pause(pause_s)
                     pause_s = min(pause_s * 2, MAX_PAUSE_S)
         except Exception as exc:  # noqa: BLE001 - the thread's top, see below
@@ -162,7 +157,8 @@ class GnssReader:
         self._lines.begin()
         try:
             return serial.Serial(self._channel, self._baudrate, timeout=0, exclusive=True)
-        except (OSError, ValueError, TypeError) as exc:
+        except Exception as exc:
+            # Whatever it is: a device that is unplugged meanwhile raises termios.error.
             raise BusError(
                 f"the GNSS receiver {self._channel} cannot be opened: {exc}",
                 hint="check channel and options in agent.toml, and who may read the device",
@@ -184,8 +180,7 @@ class GnssReader:
 
     def _give(self, frame: Frame | None) -> None:
         if frame is not None:
-            self._frames += 1
-            self._last_frame_ns = frame[0]
+            self._condition.note([frame])
             self._sink([frame])
 
 
@@ -306,7 +301,7 @@ def _number(value: object) -> float | None:
 
 def _time_ms(said: Mapping[str, object]) -> int | None:
     moment = said.get("time")
-    if not isinstance(moment, time):
+    if not isinstance(moment, time_of_day):
         return None
     seconds = (moment.hour * 60 + moment.minute) * 60 + moment.second
     return seconds * 1000 + moment.microsecond // 1000

@@ -11,11 +11,14 @@ Rules:
 """
 
 import logging
+import termios
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import can
 
+from agent.condition import Condition
 from agent.core.bushealth import BusHealth, BusState
 from agent.core.canfilter import CanFilter
 from agent.core.model import CAN_EFF_FLAG, CAN_RTR_FLAG, NS_PER_US, Frame
@@ -25,6 +28,7 @@ CHUNK = 256  # Frames handed over at once; bounds the time until a new plan is l
 POLL_S = 0.5  # How long a silent bus is waited for before the stop flag is looked at.
 MIN_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
+STEADY_S = 10.0  # An adapter that was open for so long works; one that gave a frame does, too.
 MOVE_S = 5.0  # The thread moves at least this often, also while it waits for an adapter.
 JOIN_S = 1.0  # A reader whose adapter hangs is not waited for: it has nothing that must be stored.
 
@@ -37,13 +41,15 @@ def open_bus(
     """Open a python-can bus.
 
     Raises:
-        BusError: The interface is unknown or the adapter is not there.
+        BusError: The interface is unknown, its library is missing, or the adapter is not there.
     """
     try:
         return can.Bus(channel=channel, interface=interface, **options)  # type: ignore[arg-type] # adapters define their own
-    except (can.CanError, OSError, ValueError, ImportError, TypeError) as exc:
+    except Exception as exc:
+        # Whatever it is: without its library one adapter raises NameError, another AttributeError,
+        # and a serial port that is unplugged meanwhile termios.error.
         raise BusError(
-            f"the bus {channel} ({interface}) cannot be opened: {exc}",
+            f"the bus {channel} ({interface}) cannot be opened: {exc or type(exc).__name__}",
             hint="check interface, channel and options in agent.toml, and that the adapter is up",
         ) from exc
 
@@ -75,11 +81,7 @@ class PyCanReader:
         self._sink = sink
         self._stop = threading.Event()
         self._wanted = threading.Event()
-        self._state = BusState.IDLE
-        self._frames = 0
-        self._errors = 0
-        self._reconnects = 0
-        self._last_frame_ns: int | None = None
+        self._condition = Condition(name)
         self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
         self.failure: BaseException | None = None
 
@@ -112,14 +114,7 @@ class PyCanReader:
 
     def health(self) -> BusHealth:
         """Return how the bus does now; python-can tells little more than that it is open."""
-        return BusHealth(
-            bus=self.name,
-            state=self._state,
-            frames=self._frames,
-            errors={"reported": self._errors} if self._errors else {},
-            reconnects=self._reconnects,
-            last_frame_ns=self._last_frame_ns,
-        )
+        return self._condition.health()
 
     def _run(self) -> None:
         pause_s = MIN_PAUSE_S
@@ -128,18 +123,18 @@ class PyCanReader:
                 self.turns += 1
                 if not self._wanted.wait(MOVE_S):
                     continue
+                frames, steady_s = self._condition.frames, None
                 try:
                     with self._open() as bus:
-                        pause_s = MIN_PAUSE_S
-                        self._state = BusState.ACTIVE
+                        steady_s = time.monotonic() + STEADY_S
+                        self._condition.enter(BusState.ACTIVE, time.time_ns())
                         self._read(bus)
-                    self._state = BusState.IDLE
-                except (BusError, can.CanError, OSError) as exc:
-                    _log.warning(
-                        "bus lost", extra={"bus": self.name, "error": str(exc), "retry_s": pause_s}
-                    )
-                    self._reconnects += 1
-                    self._state = BusState.MISSING
+                    self._condition.enter(BusState.IDLE, time.time_ns())
+                except (BusError, can.CanError, OSError, termios.error) as exc:
+                    self._condition.lose(time.time_ns(), str(exc))
+                    is_steady = steady_s is not None and time.monotonic() >= steady_s
+                    if is_steady or self._condition.frames > frames:
+                        pause_s = MIN_PAUSE_S
                     self._pause(pause_s)
                     pause_s = min(pause_s * 2, MAX_PAUSE_S)
         except Exception as exc:  # noqa: BLE001 - the thread's top, see below
@@ -160,7 +155,7 @@ class PyCanReader:
             try:
                 while message is not None:
                     if message.is_error_frame or _is_cut(message):
-                        self._errors += 1
+                        self._condition.count_error("reported")
                     else:
                         chunk.append(_frame(message, self.name))
                     if len(chunk) >= CHUNK:
@@ -168,8 +163,7 @@ class PyCanReader:
                     message = self._receive(bus, 0)
             finally:  # What was read before the adapter failed counts.
                 if chunk:
-                    self._frames += len(chunk)
-                    self._last_frame_ns = chunk[-1][0]
+                    self._condition.note(chunk)
                     self._sink(chunk)
 
     def _receive(self, bus: can.BusABC, timeout_s: float) -> can.Message | None:
@@ -180,7 +174,7 @@ class PyCanReader:
             # python-can's slcan keeps such bytes before everything that follows.
             raise BusError("what the adapter sends is no text", hint="check its speed") from exc
         except (ValueError, IndexError):
-            self._errors += 1
+            self._condition.count_error("reported")
             return None
 
 

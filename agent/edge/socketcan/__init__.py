@@ -2,6 +2,6 @@
 
 from agent.edge.socketcan.rawsocket import open_raw
 from agent.edge.socketcan.reader import SocketCanReader
-from agent.edge.socketcan.receiver import ErrorFrame, Received, Receiver
+from agent.edge.socketcan.receiver import Received, Receiver
 
-__all__ = ["ErrorFrame", "Received", "Receiver", "SocketCanReader", "open_raw"]
+__all__ = ["Received", "Receiver", "SocketCanReader", "open_raw"]

@@ -22,11 +22,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from agent.condition import Condition
 from agent.core.bushealth import BusHealth, BusState
 from agent.core.canfilter import CanFilter
 from agent.core.model import Frame
 from agent.edge.socketcan import rawsocket
-from agent.edge.socketcan.condition import Condition
 from agent.edge.socketcan.receiver import MAX_FRAMES, Receiver
 
 MAX_GATHER_S = 0.1
@@ -95,7 +95,8 @@ class SocketCanReader:
         with self._lock:
             self._filters = tuple(filters)
             if not self._filters:
-                self._give_up(BusState.IDLE)
+                self._give_up()
+                self._condition.enter(BusState.IDLE, time.time_ns())
             elif self._sock is None:
                 self._open()
             else:
@@ -208,7 +209,9 @@ class SocketCanReader:
                 except OSError as exc:
                     self._lost(exc)
                     return
-                self._condition.note(received)
+                if received.drops is not None:
+                    self._condition.count_drops(received.drops)
+                self._condition.note(received.frames, received.errors)
             if received.frames:
                 self._sink(received.frames)
             if received.count < MAX_FRAMES:
@@ -224,8 +227,7 @@ class SocketCanReader:
             is_kept = self._sock is not None
             self._sock = self._sock or rawsocket.open_raw(self._channel, self._filters)
         except OSError as exc:
-            self._condition.reconnects += 1
-            self._condition.enter(BusState.MISSING, time.time_ns(), exc)
+            self._condition.lose(time.time_ns(), _words(exc))
             return
         buffer_bytes = rawsocket.buffer_bytes(self._sock)
         # By then the fastest bus has filled half of it.
@@ -246,12 +248,12 @@ class SocketCanReader:
     def _lost(self, exc: OSError) -> None:
         if exc.errno == errno.ENETDOWN:
             # The socket stays bound: once the interface is up again, frames come (net/can/raw.c).
-            self._condition.enter(BusState.DOWN, time.time_ns(), exc)
+            self._condition.enter(BusState.DOWN, time.time_ns(), _words(exc))
             return
-        self._condition.reconnects += 1
-        self._give_up(BusState.MISSING, exc)
+        self._give_up()
+        self._condition.lose(time.time_ns(), _words(exc))
 
-    def _give_up(self, state: BusState, exc: OSError | None = None) -> None:
+    def _give_up(self) -> None:
         """Close what is open or kept; what lies in it is never read."""
         kept, self._kept = self._kept, None
         if kept is not None:
@@ -262,7 +264,6 @@ class SocketCanReader:
         if kept is not None or self._sock is not None:
             self._sock = None
             self._on_socket(None)
-        self._condition.enter(state, time.time_ns(), exc)
 
     def _look_at_interface(self, sock: socket.socket) -> None:
         """Nobody says that an interface is up again; a silent one would be taken for down."""
@@ -271,3 +272,7 @@ class SocketCanReader:
                 self._condition.enter(BusState.ACTIVE, time.time_ns())
         except OSError:
             return  # It is gone: the reader's thread hears of it by itself.
+
+
+def _words(exc: OSError) -> str:
+    return exc.strerror or str(exc)

@@ -24,13 +24,12 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from agent.core.bushealth import ErrorFrame
 from agent.core.model import CAN_ERR_FLAG, CAN_RTR_FLAG, NS_PER_S, NS_PER_US, Frame
 
 MAX_FRAMES = 256  # Of one call; some 30 ms of a saturated bus.
 SO_TIMESTAMPNS = 64  # asm-generic/socket.h: SO_TIMESTAMPNS_NEW, 64-bit time on 32-bit boards too.
 SO_RXQ_OVFL = 40  # asm-generic/socket.h
-
-ErrorFrame = tuple[int, int, bytes]  # (t_ns, canid_t, data), see agent.core.bushealth.
 
 _SPECIAL = CAN_RTR_FLAG | CAN_ERR_FLAG
 _PAYLOAD = struct.Struct("=IB3x64s")

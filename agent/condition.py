@@ -9,23 +9,25 @@ Rules:
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
-from agent.core.bushealth import BusHealth, BusState, read_error
-from agent.edge.socketcan.receiver import Received
+from agent.core.bushealth import BusHealth, BusState, ErrorFrame, read_error
+from agent.core.model import Frame
 from agent.log import Repeats
 
 _U32 = 1 << 32
-_SILENT = {BusState.MISSING, BusState.DOWN, BusState.BUS_OFF}  # A data frame disproves these.
+_UNHEARD = {BusState.MISSING, BusState.DOWN, BusState.BUS_OFF}  # A data frame disproves these.
 
 _log = logging.getLogger(__name__)
 
 
 class Condition:
-    """The condition of one bus. Used by one thread at a time.
+    """The condition of one bus. One thread at a time tells it; `health` is for any.
 
     Attributes:
         state: Where the bus stands.
         reconnects: Times that it was lost, or could not be opened.
+        frames: Frames that came.
     """
 
     def __init__(self, bus: str) -> None:
@@ -33,8 +35,8 @@ class Condition:
         self._repeats = Repeats()
         self.state = BusState.IDLE
         self.reconnects = 0
+        self.frames = 0
         self._since_ns = 0
-        self._frames = 0
         self._drops_before = 0  # Of sockets that are closed.
         self._drops = 0  # Of this one.
         self._overruns = 0
@@ -46,7 +48,7 @@ class Condition:
         return BusHealth(
             bus=self._bus,
             state=self.state,
-            frames=self._frames,
+            frames=self.frames,
             kernel_drops=self._drops_before + self._drops,
             overruns=self._overruns,
             errors=dict(self._errors),
@@ -54,24 +56,27 @@ class Condition:
             last_frame_ns=self._last_frame_ns,
         )
 
-    def note(self, received: Received) -> None:
+    def note(self, frames: Sequence[Frame], errors: Sequence[ErrorFrame] = ()) -> None:
         """Count what came, and take up what it says of the bus."""
-        self._frames += len(received.frames)
-        if received.drops is not None:
-            self.count_drops(received.drops)
-        for t_ns, can_id, data in received.errors:
+        self.frames += len(frames)
+        for t_ns, can_id, data in errors:
             report = read_error(can_id, data)
             self._errors.update(report.kinds)
             self._overruns += report.is_overrun
             if report.state is not None:
                 self.enter(report.state, t_ns)
-        if received.errors:
+        if errors:
             self._tell_errors()
-        if received.frames:
-            self._last_frame_ns = received.frames[-1][0]
+        if frames:
+            self._last_frame_ns = frames[-1][0]
             # What lay in the socket when the trouble came proves nothing.
-            if self.state in _SILENT and self._last_frame_ns > self._since_ns:
+            if self.state in _UNHEARD and self._last_frame_ns > self._since_ns:
                 self.enter(BusState.ACTIVE, self._last_frame_ns)
+
+    def count_error(self, kind: str) -> None:
+        """Count what an adapter complains of in words of its own."""
+        self._errors[kind] += 1
+        self._tell_errors()
 
     def begin_socket(self) -> None:
         """Take note of a new socket, whose count begins anew."""
@@ -94,13 +99,23 @@ class Condition:
                 },
             )
 
-    def enter(self, state: BusState, t_ns: int, exc: OSError | None = None) -> None:
+    def lose(self, t_ns: int, why: str) -> None:
+        """Take up that the bus was lost, or could not be opened.
+
+        Args:
+            t_ns: When, on the clock of the frames.
+            why: What the system or the adapter said.
+        """
+        self.reconnects += 1
+        self.enter(BusState.MISSING, t_ns, why)
+
+    def enter(self, state: BusState, t_ns: int, why: str = "") -> None:
         """Take up a state and say so.
 
         Args:
             state: The state.
             t_ns: Since when, on the clock of the frames.
-            exc: Why, where the system said so.
+            why: What the system or the adapter said, if anything.
         """
         before, self.state, self._since_ns = self.state, state, t_ns
         if state is before:
@@ -124,7 +139,7 @@ class Condition:
                 extra={
                     "bus": self._bus,
                     "state": state.value,
-                    "error": "" if exc is None else exc.strerror,
+                    "error": why,
                     "held_back": held_back,
                 },
             )
