@@ -671,6 +671,28 @@ def test_a_broker_that_gives_no_answer_is_left(monkeypatch: pytest.MonkeyPatch) 
         assert driven.uplink.in_flight() == frozenset()
 
 
+def test_the_wait_grows_with_each_failure_and_begins_anew_after_a_connection_that_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane, "STABLE_S", 0.3)
+    attempts: list[int] = []
+
+    def noted(attempt: int, *_: object) -> float:
+        attempts.append(attempt)
+        return 0.01
+
+    monkeypatch.setattr(lane, "backoff_s", noted)
+    with FakeBroker() as fake, Driven(plain_config(fake.port)) as driven:
+        for held_s in (0.0, 0.0, 0.0, 0.5):
+            driven.wait(Connected)
+            time.sleep(held_s)
+            fake.drop()
+            driven.wait(Disconnected)
+        driven.wait(Connected)
+
+    assert attempts == [0, 1, 2, 0]
+
+
 def test_a_listener_that_is_no_broker_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """TCP accepts, nothing speaks."""
     monkeypatch.setattr(lane, "CONNACK_S", 0.2)

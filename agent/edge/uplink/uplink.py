@@ -315,8 +315,7 @@ class Uplink:
                 continue
             if came_up and time.monotonic_ns() - opened_ns >= STABLE_S * NS_PER_S:
                 attempt = 0
-            # Full jitter: a fleet that lost its broker must not come back in step.
-            self._pause(chance.uniform(0.0, min(most, least * 2.0 ** min(attempt, 32))))
+            self._pause(backoff_s(attempt, least, most, chance))
             attempt += 1
 
     def _live_once(self, *, retained_again: bool) -> tuple[bool, bool]:
@@ -428,3 +427,17 @@ class Uplink:
         while not self._closing and (now_ns := time.monotonic_ns()) < until_ns:
             self._moved_ns = now_ns
             self._waker.wait(min(MOVE_S, (until_ns - now_ns) / NS_PER_S + 0.001))
+
+
+def backoff_s(attempt: int, least_s: float, most_s: float, chance: random.Random) -> float:
+    """Return how long to wait before the next attempt: full jitter.
+
+    A fleet that lost its broker must not come back in step.
+
+    Args:
+        attempt: How many have failed since a connection last held.
+        least_s: The bound of the first wait; each attempt doubles it ...
+        most_s: ... up to this.
+        chance: Draws evenly between nothing and the bound.
+    """
+    return chance.uniform(0.0, min(most_s, least_s * 2.0 ** min(attempt, 32)))

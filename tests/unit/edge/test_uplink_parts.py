@@ -1,5 +1,6 @@
 """Pure parts of the uplink: the interface in use, held grants, servers, TLS files."""
 
+import random
 import ssl
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from agent.edge.uplink.message import COSE_TYPE, Message, Messages
 from agent.edge.uplink.outbox import MAX_HELD_S, Outbox
 from agent.edge.uplink.route import blocked_classes, default_interface
 from agent.edge.uplink.server import MAX_HOPS, Server
+from agent.edge.uplink.uplink import backoff_s
 from agent.errors import ConfigError, KeyFileError
 
 ROUTE = """\
@@ -228,3 +230,17 @@ def test_plaintext_never_goes_through_a_proxy() -> None:
     """The address on loopback would be the proxy's."""
     with pytest.raises(ConfigError, match="plaintext through a proxy"):
         config(proxy=Proxy("127.0.0.1", 3128))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "bound_s"), [(0, 1.0), (1, 2.0), (5, 32.0), (9, 300.0), (10**6, 300.0)]
+)
+def test_the_wait_is_drawn_evenly_up_to_a_bound_that_doubles(attempt: int, bound_s: float) -> None:
+    chance = random.Random(7)
+    waits = [backoff_s(attempt, 1.0, 300.0, chance) / bound_s for _ in range(2000)]
+
+    assert 0 <= min(waits) < 0.01
+    assert 0.99 < max(waits) <= 1
+    for tenth in range(10):
+        share = sum(tenth / 10 <= wait < (tenth + 1) / 10 for wait in waits)
+        assert 130 < share < 270, "two hundred in each tenth"
