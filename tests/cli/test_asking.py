@@ -16,8 +16,9 @@ import pytest
 from agent.cli.asking import span_of, stop_told
 from agent.cli.main import run
 from agent.cli.restrict import command as restrict
-from agent.cli.status import drawn
+from agent.cli.status import _COUNTS, drawn
 from agent.core.status import StopStatus
+from tests.car import ROOT
 from tests.desk import complaint
 from tests.unit.core.test_status import REPORT
 
@@ -123,6 +124,16 @@ def test_a_count_that_this_version_does_not_know_is_told_by_its_name() -> None:
     )
 
     assert line == "so far     2 new"
+
+
+def test_every_count_is_explained_to_who_reads_the_picture() -> None:
+    document = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+
+    counts = dict.fromkeys(_COUNTS, 2)
+    (line,) = (line for line in drawn(replace(REPORT, counts=counts)) if "so far" in line)
+
+    for told in line.removeprefix("so far").strip().split(", "):
+        assert told.removeprefix("2 ") in document
 
 
 def test_before_the_first_policy_the_picture_says_so() -> None:
