@@ -3,7 +3,10 @@
 Rules:
  * One reader thread per bus; it hands over chunks of frames, as many as lay waiting.
  * It never sends: there is no call that writes to the bus in this module.
- * python-can's time is float seconds; it is rounded to whole µs here and goes no further.
+ * python-can's time is float seconds; it is rounded to whole µs here and goes no further. Where it
+   is that of a device's own clock it is moved to ours (`Times`).
+ * Error frames are read where the adapter gives those of Linux, and only counted elsewhere: each
+   kind has a code of its own.
  * While no frame is wanted the adapter is not open. While some are, all frames of the bus come into
    the process, for few adapters can choose; the gate lets go what nobody may have.
  * A bus that cannot be opened or read is tried again with growing pauses; frames that python-can
@@ -19,9 +22,16 @@ from collections.abc import Callable, Mapping, Sequence
 import can
 
 from agent.condition import Condition
-from agent.core.bushealth import BusHealth, BusState
+from agent.core.bushealth import BusHealth, BusState, ErrorFrame
 from agent.core.canfilter import CanFilter
-from agent.core.model import CAN_EFF_FLAG, CAN_RTR_FLAG, NS_PER_US, Frame
+from agent.core.model import (
+    CAN_EFF_FLAG,
+    CAN_ERR_FLAG,
+    CAN_RTR_FLAG,
+    NS_PER_S,
+    NS_PER_US,
+    Frame,
+)
 from agent.errors import BusError
 
 CHUNK = 256  # Frames handed over at once; bounds the time until a new plan is looked at.
@@ -31,6 +41,10 @@ MAX_PAUSE_S = 30.0
 STEADY_S = 10.0  # An adapter that was open for so long works; one that gave a frame does, too.
 MOVE_S = 5.0  # The thread moves at least this often, also while it waits for an adapter.
 JOIN_S = 1.0  # A reader whose adapter hangs is not waited for: it has nothing that must be stored.
+FAR_NS = 10 * NS_PER_S  # A time that is further from ours than this is of another clock.
+
+# Whose error frames are those of linux/can/error.h.
+_LINUX_ERRORS = {"gs_usb", "socketcand"}
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +71,7 @@ def open_bus(
 class PyCanReader:
     """Reads one bus in a thread of its own until it is closed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an adapter needs
         self,
         name: str,
         *,
@@ -65,6 +79,7 @@ class PyCanReader:
         channel: str,
         options: Mapping[str, str | int | float | bool],
         sink: Callable[[list[Frame]], None],
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -72,13 +87,18 @@ class PyCanReader:
             name: The bus's name in frames.
             interface: python-can's name of the adapter kind.
             channel: The adapter's channel.
-            options: Handed to python-can as they are.
+            options: Handed to python-can as they are. `preserve_timestamps`, of its virtual bus,
+                leaves frames the times that they were sent with.
             sink: Gets every chunk, in this reader's thread.
+            clock: ns since the epoch.
         """
         self.name = name
         self.turns = 0  # Rises whenever the thread has gone round its loop.
         self._open: Callable[[], can.BusABC] = lambda: open_bus(interface, channel, options)
         self._sink = sink
+        self._clock = clock
+        self._times = None if options.get("preserve_timestamps") else Times(clock)
+        self._tells_errors = interface in _LINUX_ERRORS
         self._stop = threading.Event()
         self._wanted = threading.Event()
         self._condition = Condition(name)
@@ -127,11 +147,13 @@ class PyCanReader:
                 try:
                     with self._open() as bus:
                         steady_s = time.monotonic() + STEADY_S
-                        self._condition.enter(BusState.ACTIVE, time.time_ns())
+                        if self._times is not None:
+                            self._times.begin()
+                        self._condition.enter(BusState.ACTIVE, self._clock())
                         self._read(bus)
-                    self._condition.enter(BusState.IDLE, time.time_ns())
+                    self._condition.enter(BusState.IDLE, self._clock())
                 except (BusError, can.CanError, OSError, termios.error) as exc:
-                    self._condition.lose(time.time_ns(), str(exc))
+                    self._condition.lose(self._clock(), str(exc))
                     is_steady = steady_s is not None and time.monotonic() >= steady_s
                     if is_steady or self._condition.frames > frames:
                         pause_s = MIN_PAUSE_S
@@ -152,19 +174,27 @@ class PyCanReader:
             self.turns += 1
             message = self._receive(bus, POLL_S)
             chunk: list[Frame] = []
+            errors: list[ErrorFrame] = []
             try:
                 while message is not None:
-                    if message.is_error_frame or _is_cut(message):
+                    if message.is_error_frame and self._tells_errors:
+                        can_id = message.arbitration_id | CAN_ERR_FLAG
+                        errors.append((self._t_ns(message), can_id, bytes(message.data)))
+                    elif message.is_error_frame or _is_cut(message):
                         self._condition.count_error("reported")
                     else:
-                        chunk.append(_frame(message, self.name))
+                        chunk.append(_frame(message, self._t_ns(message), self.name))
                     if len(chunk) >= CHUNK:
                         break
                     message = self._receive(bus, 0)
             finally:  # What was read before the adapter failed counts.
+                self._condition.note(chunk, errors)
                 if chunk:
-                    self._condition.note(chunk)
                     self._sink(chunk)
+
+    def _t_ns(self, message: can.Message) -> int:
+        t_ns = round(message.timestamp * 1e6) * NS_PER_US
+        return t_ns if self._times is None else self._times.ours(t_ns)
 
     def _receive(self, bus: can.BusABC, timeout_s: float) -> can.Message | None:
         """Return the next frame; None where none came, or what came was none (a serial line)."""
@@ -178,14 +208,58 @@ class PyCanReader:
             return None
 
 
+class Times:
+    """Moves an adapter's times to our clock where they are of another one.
+
+    pcan's begin with the board's start, gs_usb's with the device's and again every 71 minutes. Such
+    a clock is set by ours at the first frame of each opening, and again when they part by more than
+    `FAR_NS`; what waited in the adapter before that frame came makes all behind it so much late.
+    An adapter whose first time is near ours is believed from then on.
+    """
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        """Begin.
+
+        Args:
+            clock: ns since the epoch.
+        """
+        self._clock = clock
+        self._ahead_ns: int | None = None  # Our clock's lead; 0: the adapter goes by it itself.
+
+    def begin(self) -> None:
+        """Take note that the adapter was opened: its clock is not known yet."""
+        self._ahead_ns = None
+
+    def ours(self, t_ns: int) -> int:
+        """Return an adapter's time on our clock.
+
+        Args:
+            t_ns: The adapter's, whole µs; 0 where it has none.
+        """
+        if not t_ns:
+            return _whole_us(self._clock())
+        if self._ahead_ns is None:
+            lead_ns = _whole_us(self._clock() - t_ns)
+            self._ahead_ns = lead_ns if abs(lead_ns) > FAR_NS else 0
+        elif self._ahead_ns:
+            lead_ns = _whole_us(self._clock() - t_ns)
+            if abs(lead_ns - self._ahead_ns) > FAR_NS:
+                self._ahead_ns = lead_ns
+        return t_ns + self._ahead_ns
+
+
+def _whole_us(ns: int) -> int:
+    return ns - ns % NS_PER_US
+
+
 def _is_cut(message: can.Message) -> bool:
     return not message.is_remote_frame and message.dlc != len(message.data)
 
 
-def _frame(message: can.Message, bus: str) -> Frame:
+def _frame(message: can.Message, t_ns: int, bus: str) -> Frame:
     can_id = message.arbitration_id
     if message.is_extended_id:
         can_id |= CAN_EFF_FLAG
     if message.is_remote_frame:
         can_id |= CAN_RTR_FLAG
-    return round(message.timestamp * 1e6) * NS_PER_US, bus, can_id, bytes(message.data or b"")
+    return t_ns, bus, can_id, bytes(message.data or b"")

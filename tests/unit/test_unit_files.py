@@ -108,4 +108,5 @@ def test_every_bus_is_only_listened_to() -> None:
         network.read(file)
         assert network["CAN"]["ListenOnly"] == "yes"
         assert network["CAN"]["BitRate"]
+        assert network["CAN"]["RestartSec"] == "100ms"
     assert files

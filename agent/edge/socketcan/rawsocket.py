@@ -11,6 +11,7 @@ Rules:
 
 import contextlib
 import fcntl
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -87,7 +88,11 @@ def take_over(descriptor: int, channel: str, filters: Sequence[CanFilter]) -> so
         channel: The interface that it must be bound to.
         filters: As in `open_raw`; what lies in the socket already came through those of before.
     """
-    sock = socket.socket(fileno=descriptor)
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        os.close(descriptor)  # It is no socket at all.
+        return None
     with contextlib.suppress(OSError):
         kind = (sock.family, sock.type)  # The kernel does not tell the protocol of CAN sockets.
         # An interface that was removed leaves a socket that is bound to nothing.

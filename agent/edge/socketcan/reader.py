@@ -8,7 +8,8 @@ Rules:
    where the kernel's buffer is small): the kernel has stamped them, so nothing but wake-ups is
    saved. A silent bus wakes us to show that we are there, and for nothing else.
  * An interface that is down keeps its socket; one that is missing, or was taken away, is tried
-   again with growing pauses. What the socket or the controller lost is counted.
+   again with growing pauses. What the socket or the controller lost is counted; what lay in the
+   socket of an interface that was taken away is read before it is closed.
  * It never writes to the bus. Whoever keeps the socket over a restart hears of each one that is
    opened or given up (`on_socket`), and gives it back with `adopt`.
 """
@@ -71,6 +72,7 @@ class SocketCanReader:
         self._filters: tuple[CanFilter, ...] = ()
         self._sock: socket.socket | None = None
         self._kept: int | None = None
+        self._gone: OSError | None = None  # Why the socket is closed once it has been read.
         self._condition = Condition(name)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._gather_s = 0.0
@@ -103,7 +105,7 @@ class SocketCanReader:
                 try:
                     rawsocket.set_filters(self._sock, self._filters)
                 except OSError as exc:
-                    self._lost(exc)
+                    self._gone = exc
             self._rouse()
 
     def start(self) -> None:
@@ -205,18 +207,31 @@ class SocketCanReader:
                 try:
                     received = self._receiver.receive(self._sock)
                 except BlockingIOError:
+                    self._end_of_gone()
                     return
                 except OSError as exc:
-                    self._lost(exc)
+                    if exc.errno == errno.ENETDOWN:
+                        # The socket stays bound: once the interface is up again, frames come
+                        # (net/can/raw.c).
+                        self._condition.enter(BusState.DOWN, time.time_ns(), _words(exc))
+                        return
+                    # An error comes before the frames that lie there, once (net/core/sock.c,
+                    # sock_error); a second one is of a socket that gives nothing.
+                    if self._gone is None:
+                        self._gone = exc
+                        continue
+                    self._end_of_gone()
                     return
                 if received.drops is not None:
                     self._condition.count_drops(received.drops)
                 self._condition.note(received.frames, received.errors)
             if received.frames:
                 self._sink(received.frames)
-            if received.count < MAX_FRAMES:
+            if received.count < MAX_FRAMES and self._gone is None:
                 return
             self.turns += 1
+        with self._lock:
+            self._end_of_gone()
 
     def _open(self) -> None:
         """Open the socket, or take up the kept one."""
@@ -224,6 +239,8 @@ class SocketCanReader:
         try:
             if kept is not None:
                 self._sock = rawsocket.take_over(kept, self._channel, self._filters)
+                if self._sock is None:
+                    self._on_socket(None)  # It is not ours: nobody is to keep it any longer.
             is_kept = self._sock is not None
             self._sock = self._sock or rawsocket.open_raw(self._channel, self._filters)
         except OSError as exc:
@@ -245,16 +262,15 @@ class SocketCanReader:
         )
         self._on_socket(self._sock.fileno())
 
-    def _lost(self, exc: OSError) -> None:
-        if exc.errno == errno.ENETDOWN:
-            # The socket stays bound: once the interface is up again, frames come (net/can/raw.c).
-            self._condition.enter(BusState.DOWN, time.time_ns(), _words(exc))
-            return
-        self._give_up()
-        self._condition.lose(time.time_ns(), _words(exc))
+    def _end_of_gone(self) -> None:
+        """Close the socket of an interface that is gone; what lay in it was read."""
+        if (gone := self._gone) is not None:
+            self._give_up()
+            self._condition.lose(time.time_ns(), _words(gone))
 
     def _give_up(self) -> None:
-        """Close what is open or kept; what lies in it is never read."""
+        """Close what is open or kept; what still lies in it is never read."""
+        self._gone = None
         kept, self._kept = self._kept, None
         if kept is not None:
             os.close(kept)

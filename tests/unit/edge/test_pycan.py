@@ -5,15 +5,16 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import can
 import pytest
 
 from agent.core.bushealth import BusState
 from agent.core.canfilter import exact_filter
-from agent.core.model import Frame
+from agent.core.model import NS_PER_S, NS_PER_US, Frame
 from agent.edge import pycan
-from agent.edge.pycan import PyCanReader, open_bus
+from agent.edge.pycan import PyCanReader, Times, open_bus
 from agent.errors import BusError
 from tests.adapter import Script, plug_in
 from tests.rig import wait_for
@@ -32,10 +33,14 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 class Listening:
     """A reader on a scripted adapter, and what it gave."""
 
-    def __init__(self, interface: str) -> None:
+    def __init__(self, interface: str, **how: Any) -> None:
         self.frames: list[Frame] = []
         self.reader = PyCanReader(
-            "body", interface=interface, channel=CHANNEL, options={}, sink=self.frames.extend
+            "body",
+            interface=interface,
+            channel=CHANNEL,
+            sink=self.frames.extend,
+            **{"options": {}, **how},
         )
 
     def wait_for(self, what: str, condition: Callable[[], object]) -> None:
@@ -44,8 +49,8 @@ class Listening:
 
 
 @contextmanager
-def listening(interface: str = "pcan") -> Iterator[Listening]:
-    made = Listening(interface)
+def listening(interface: str = "pcan", **how: Any) -> Iterator[Listening]:
+    made = Listening(interface, **how)
     made.reader.set_filters([exact_filter(1)])
     made.reader.start()
     try:
@@ -110,3 +115,116 @@ def test_an_adapter_that_gave_a_frame_is_tried_again_soon() -> None:
 
     pauses_s = [after - before for before, after in pairwise(script.opened_s)]
     assert pauses_s[4] < pauses_s[3]
+
+
+NOW_NS = 1_800_000_000 * NS_PER_S
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_ns = NOW_NS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+@pytest.mark.parametrize("start_s", [0.25, 86_400.0, 4_000_000_000.0])
+def test_times_of_a_clock_of_the_adapters_own_are_moved_to_ours(start_s: float) -> None:
+    """Pcan counts from the board's start, gs_usb from the device's."""
+    Script(CHANNEL, [message(n, timestamp=start_s + n / 4) for n in range(3)])
+
+    with listening(clock=Clock()) as made:
+        made.wait_for("the frames", lambda: len(made.frames) == 3)
+
+    assert [t_ns for t_ns, *_ in made.frames] == [NOW_NS + n * NS_PER_S // 4 for n in range(3)]
+
+
+def test_times_of_the_epoch_stay_as_they_are_also_when_a_frame_waited_long() -> None:
+    epoch_s = NOW_NS / NS_PER_S
+    Script(CHANNEL, [message(1, timestamp=epoch_s - 2), message(1, timestamp=epoch_s + 3600)])
+
+    with listening(clock=Clock()) as made:
+        made.wait_for("the frames", lambda: len(made.frames) == 2)
+
+    assert [t_ns for t_ns, *_ in made.frames] == [NOW_NS - 2 * NS_PER_S, NOW_NS + 3600 * NS_PER_S]
+
+
+def test_an_adapter_that_is_opened_again_with_its_clock_at_the_start_is_set_anew() -> None:
+    lost = can.CanOperationError("no")
+    Script(CHANNEL, [message(1, timestamp=100.0), lost], [message(1, timestamp=1.0)])
+
+    with listening(clock=Clock()) as made:
+        made.wait_for("the frames", lambda: len(made.frames) == 2)
+
+    assert [t_ns for t_ns, *_ in made.frames] == [NOW_NS, NOW_NS]
+
+
+def test_a_clock_of_32_bits_may_begin_again_and_ours_may_be_set() -> None:
+    clock, wrap_us = Clock(), 1 << 32
+    times = Times(clock)
+
+    assert times.ours((wrap_us - 500_000) * NS_PER_US) == NOW_NS
+    clock.now_ns += NS_PER_S
+    assert times.ours(500_000 * NS_PER_US) == NOW_NS + NS_PER_S
+    clock.now_ns += 3600 * NS_PER_S  # Somebody who knows has set it.
+    assert times.ours(600_000 * NS_PER_US) == NOW_NS + 3601 * NS_PER_S
+
+
+def test_a_frame_without_a_time_has_that_of_its_arrival() -> None:
+    Script(CHANNEL, [message(1, timestamp=0.0)])
+
+    with listening(clock=Clock()) as made:
+        made.wait_for("the frame", lambda: made.frames)
+
+    assert made.frames[0][0] == NOW_NS
+
+
+def test_times_that_were_sent_along_are_kept_where_the_configuration_says_so() -> None:
+    Script(CHANNEL, [message(1, timestamp=5.0)])
+
+    with listening(clock=Clock(), options={"preserve_timestamps": True}) as made:
+        made.wait_for("the frame", lambda: made.frames)
+
+    assert made.frames[0][0] == 5 * NS_PER_S
+
+
+def error(classes: int, data: bytes) -> can.Message:
+    return can.Message(arbitration_id=classes, is_error_frame=True, data=data)
+
+
+PASSIVE = error(0x04, b"\x00\x30" + bytes(6))
+OVERFLOW = error(0x04, b"\x00\x01" + bytes(6))
+BUS_OFF = error(0x40, bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("frames", "state"),
+    [
+        ([PASSIVE], BusState.PASSIVE),
+        ([OVERFLOW, BUS_OFF], BusState.BUS_OFF),
+        ([BUS_OFF, error(0x100, bytes(8))], BusState.ACTIVE),
+    ],
+)
+def test_error_frames_of_gs_usb_say_how_the_controller_does(
+    frames: list[can.Message], state: BusState
+) -> None:
+    Script(CHANNEL, frames)
+
+    with listening("gs_usb") as made:
+        made.wait_for("them", lambda: sum(made.reader.health().errors.values()) == len(frames))
+        health = made.reader.health()
+
+    assert health.state is state
+    assert health.overruns == (OVERFLOW in frames)
+    assert not made.frames
+
+
+def test_error_frames_of_other_adapters_are_counted_and_not_read() -> None:
+    """Pcan's number for a bit error is Linux's for a transmission that took too long."""
+    Script(CHANNEL, [BUS_OFF, message(1)])
+
+    with listening("pcan") as made:
+        made.wait_for("the frame", lambda: made.frames)
+        health = made.reader.health()
+
+    assert (health.state, health.errors) == (BusState.ACTIVE, {"reported": 1})

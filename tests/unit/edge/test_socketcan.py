@@ -61,3 +61,22 @@ def test_a_kept_descriptor_that_nobody_wants_is_closed() -> None:
         os.write(other, b"x")
     os.close(other)
     assert told == [None]
+
+
+def test_a_kept_descriptor_of_another_interface_is_not_kept_on_though_ours_is_missing() -> None:
+    """With its old filter, systemd would hold it open even after a revocation."""
+    kept, other = os.pipe()
+    told: list[int | None] = []
+    reader = SocketCanReader("b", channel="none-such", sink=lambda _: None, on_socket=told.append)
+    reader.adopt(kept)
+
+    reader.set_filters([exact_filter(1)])
+
+    with pytest.raises(BrokenPipeError):
+        os.write(other, b"x")
+    os.close(other)
+    assert told == [None]
+    assert reader.health().state is BusState.MISSING
+    reader.set_filters(())
+    reader.close()
+    assert told == [None]

@@ -90,6 +90,26 @@ def test_what_lay_in_the_socket_when_the_interface_went_down_is_read(tap: Tap) -
         state_is(tap, BusState.DOWN)
 
 
+@pytest.mark.parametrize("and_then", ["is read", "gets a new filter"])
+def test_what_lay_in_the_socket_when_the_interface_was_taken_away_is_read(
+    tap: Tap, and_then: str
+) -> None:
+    with extra_bus(), Sender(BUS) as sender:
+        state_is(tap, BusState.ACTIVE)
+        tap.hold.clear()
+        sender.send_all((COUNTED, struct.pack("<I", n)) for n in range(2000))
+        ip("del", BUS)
+        if and_then == "gets a new filter":
+            tap.reader.set_filters([exact_filter(COUNTED), exact_filter(0x55)])
+        tap.hold.set()
+
+        wait_for("all frames", lambda: len(tap.frames) == 2000)
+        state_is(tap, BusState.MISSING)
+
+    assert tap.counted() == list(range(2000))
+    assert [each is None for each in tap.sockets] == [False, True]
+
+
 def test_an_interface_that_is_unplugged_and_plugged_in_again_is_read_again(tap: Tap) -> None:
     for _ in range(2):
         with extra_bus():

@@ -47,6 +47,10 @@ def test_the_bit_rate_is_set_and_the_controller_only_listens(listening: None) ->
     assert found["bittiming"]["bitrate"] == 500_000  # type: ignore[index]
 
 
+def test_a_controller_that_withdrew_joins_again(listening: None) -> None:  # noqa: ARG001
+    assert link("can0")["restart_ms"] == 100
+
+
 def test_frames_of_others_come_in(listening: None) -> None:  # noqa: ARG001
     with raw("can0") as listener, raw("can1") as node:
         node.send(FRAME)
