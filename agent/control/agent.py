@@ -214,8 +214,7 @@ class Agent:
         """Seal and store the batches that still lie in the queue; nothing else is done."""
         for event in self._take(0.0):
             if isinstance(event, Batches):
-                for batch in event.batches:
-                    self._sealer.keep(batch, self._now().now_ns)
+                self._sealer.keep(event.batches, self._now().now_ns)
         self._publisher.erase()
         now = self._now()
         self._consent.keep_time(now, force=True)
@@ -224,8 +223,7 @@ class Agent:
     def _handle(self, event: Event) -> None:
         match event:
             case Batches(batches):
-                for batch in batches:
-                    self._sealer.keep(batch, self._now().now_ns)
+                self._sealer.keep(batches, self._now().now_ns)
             case Switched(is_private):
                 self.local.switch(is_private=is_private)
             case Ask():

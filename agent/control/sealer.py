@@ -9,16 +9,17 @@ Rules:
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 from agent.control.consent import Consent
 from agent.control.journal import Journal
 from agent.core.codec import CODEC_ID, encode
 from agent.core.cose import DeviceKey
 from agent.core.model import NS_PER_S, Batch
-from agent.core.policy import DEFAULT_RETENTION_S, Grant
+from agent.core.policy import DEFAULT_RETENTION_S, Grant, Policy
 from agent.core.seal import Header, header_times, recipient_key, seal
 from agent.core.take import once_paths
-from agent.edge.store import Store
+from agent.edge.store import Kept, NewEnvelope, Store
 from agent.errors import StoreError
 
 _log = logging.getLogger(__name__)
@@ -44,25 +45,39 @@ class Sealer:
         self._journal = journal
         self._counts = counts
 
-    def keep(self, batch: Batch, now_ns: int) -> None:
-        """Seal a batch to its recipient and append it to the spool."""
-        policy, grant = self._consent.policy, self._consent.grant(batch.grant_id)
-        if (
-            policy is None
-            or grant is None
-            or (grant.rev, grant.recipient_id) != (batch.rev, batch.recipient)
-        ):
-            self._counts["dropped_ended"] += 1
-            self._note_dropped(batch, "ended", now_ns)
-            return
+    def keep(self, batches: Sequence[Batch], now_ns: int) -> None:
+        """Seal each batch to its recipient and append all to the spool, with one fsync."""
+        covered = []
+        for batch in batches:
+            policy, grant = self._consent.policy, self._consent.grant(batch.grant_id)
+            if (
+                policy is None
+                or grant is None
+                or (grant.rev, grant.recipient_id) != (batch.rev, batch.recipient)
+            ):
+                self._counts["dropped_ended"] += 1
+                self._note_dropped(batch, "ended", now_ns)
+            else:
+                covered.append((batch, self._new(batch, policy, grant, now_ns)))
+        kept = self._store.append_all([new for _, new in covered])
+        for (batch, _), result in zip(covered, kept, strict=True):
+            if isinstance(result, StoreError):
+                self._counts["dropped_store"] += 1
+                self._note_dropped(batch, "store", now_ns)
+                _log.warning(
+                    "batch dropped", extra={"grant": batch.grant_id, "error": result.message}
+                )
+            else:
+                self._note_sealed(batch, result, now_ns)
+
+    def _new(self, batch: Batch, policy: Policy, grant: Grant, now_ns: int) -> NewEnvelope:
+        """Return what seals a batch once its number is drawn."""
         recipient = policy.recipients[batch.recipient].keys[0]
         plaintext = encode(batch)
         from_s, to_s = header_times(batch)
         ledger_size, ledger_root = self._journal.head
-        size_bytes = 0
 
         def sealed(n: int) -> bytes:
-            nonlocal size_bytes
             header = Header(
                 vehicle=self._vehicle,
                 device_kid=self._device.kid,
@@ -77,35 +92,27 @@ class Sealer:
                 ledger_size=ledger_size,
                 ledger_root=ledger_root,
             )
-            envelope = seal(
-                plaintext, header, recipient=recipient_key(recipient), device=self._device
-            )
-            size_bytes = len(envelope)
-            return envelope
+            return seal(plaintext, header, recipient=recipient_key(recipient), device=self._device)
 
-        try:
-            n = self._store.append(
-                batch.grant_id,
-                batch.rev,
-                recipient=batch.recipient,
-                created_ns=now_ns,
-                expires_ns=now_ns + (grant.retention_s or DEFAULT_RETENTION_S) * NS_PER_S,
-                seal=sealed,
-                once=self._once_paths(batch, grant),
-            )
-        except StoreError as exc:
-            self._counts["dropped_store"] += 1
-            self._note_dropped(batch, "store", now_ns)
-            _log.warning("batch dropped", extra={"grant": batch.grant_id, "error": exc.message})
-            return
+        return NewEnvelope(
+            batch.grant_id,
+            batch.rev,
+            recipient=batch.recipient,
+            created_ns=now_ns,
+            expires_ns=now_ns + (grant.retention_s or DEFAULT_RETENTION_S) * NS_PER_S,
+            seal=sealed,
+            once=self._once_paths(batch, grant),
+        )
+
+    def _note_sealed(self, batch: Batch, kept: Kept, now_ns: int) -> None:
         self._journal.count(
             now_ns,
             "sealed",
-            n=n,
+            n=kept.n,
             grant=batch.grant_id,
             rev=batch.rev,
             envelopes=1,
-            bytes=size_bytes,
+            bytes=kept.size_bytes,
             samples=batch.count,
         )
         self._counts["sealed"] += 1

@@ -6,11 +6,11 @@ Rules:
  * Numbers have no holes: each is an envelope that was delivered or waits, or it lies in a gap that
    the recipient is told of.
  * When it is full the grant whose classes go first gives way, its oldest envelope first.
- * An append is one transaction and one fsync.
+ * An append is one transaction and one fsync, however many envelopes it brings.
  * What has been erased is gone from the file and its log.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from agent.edge.store import gaps, grants
@@ -21,8 +21,10 @@ from agent.edge.store.marks import AHEAD
 from agent.edge.store.room import Room
 from agent.edge.store.tables import SPOOL, pad_bytes
 from agent.edge.store.value import (
+    Kept,
     LiveGrant,
     Mark,
+    NewEnvelope,
     SpoolLimits,
     SpoolRow,
     SpoolTally,
@@ -171,55 +173,68 @@ class Spool:
         removed = self._db.remove_set_aside()
         return erased, self._db.scrub() and removed
 
-    def append(  # noqa: PLR0913 - the columns of a row, by keyword
-        self,
-        grant_id: str,
-        rev: int,
-        *,
-        recipient: str,
-        created_ns: int,
-        expires_ns: int,
-        seal: Callable[[int], bytes],
-        once: Sequence[str] = (),
-    ) -> int:
-        """Draw the next number, seal with it, make room, and keep the envelope; see `Store`."""
-        grant = self._live.get(grant_id)
-        if grant is None or grant.rev != rev or grant.state != "active":
-            found = "not live" if grant is None or grant.rev != rev else grant.state
-            raise StoreError(f"grant {grant_id} rev {rev} is {found}, expected active")
-        expires_ns = self._limits.expires_ns(grant.classes, created_ns, expires_ns)
+    def append_all(self, arrived: Sequence[NewEnvelope]) -> list[Kept]:
+        """Draw a number for each, seal with it, make room, and keep them, all or none.
+
+        Raises:
+            StoreError: One of them cannot be kept, or the disk refused; nothing was written.
+        """
+        for new in arrived:
+            self._check_live(new)
+        tallies, next_ns = dict(self._tallies), self._next_ns
         evicted: dict[str, Tally] = {}
-        with self._db.transaction():
-            n = self._draw(grant_id, recipient)
-            envelope = seal(n)
-            free = self._directory.free_bytes() if self._limits.min_free_bytes else 0
-            room = Room(self._db, self._limits, self._live, self._tallies)
-            evicted, fits = room.make(grant, len(envelope), created_ns, free=free, told=self._told)
-            if fits:
-                columns = (grant_id, rev, n, recipient, created_ns, expires_ns, len(envelope))
-                self._db.rows(
-                    "INSERT INTO spool VALUES (?, ?, ?, ?, ?, ?, ?, ?, zeroblob(?), ?)",
-                    self._draw("", ""),
-                    *columns,
-                    pad_bytes(columns, len(envelope)),
-                    envelope,
-                )
-                for path in once:
-                    self._db.rows("INSERT OR IGNORE INTO once_taken VALUES (?, ?)", grant_id, path)
-            else:
-                note = (grant_id, recipient, n, n)
-                gaps.keep(self._db, [note], "evicted", created_ns, told=self._told)
-        self._subtract(evicted)
-        if not fits:
-            evicted = evicted | _sum([(grant_id, len(envelope))])
+        try:
+            with self._db.transaction():
+                kept = [self._append(new, evicted) for new in arrived]
+        except BaseException:
+            self._tallies, self._next_ns = tallies, next_ns
+            raise
         self.evicted = _sum_of(self.evicted, evicted)
-        if fits:
-            self._next_ns = min(self._next_ns, expires_ns)
-            before = self._tallies.get(grant_id, Tally(0, 0))
-            self._tallies[grant_id] = Tally(before.envelopes + 1, before.size_bytes + len(envelope))
         if evicted:
             self._db.scrub()
-        return n
+        return kept
+
+    def _check_live(self, new: NewEnvelope) -> None:
+        grant = self._live.get(new.grant_id)
+        if grant is None or grant.rev != new.rev or grant.state != "active":
+            found = "not live" if grant is None or grant.rev != new.rev else grant.state
+            raise StoreError(f"grant {new.grant_id} rev {new.rev} is {found}, expected active")
+
+    def _append(self, new: NewEnvelope, evicted: dict[str, Tally]) -> Kept:
+        """Keep one, in a transaction; add to `evicted` what gave way."""
+        grant = self._live[new.grant_id]
+        expires_ns = self._limits.expires_ns(grant.classes, new.created_ns, new.expires_ns)
+        n = self._draw(new.grant_id, new.recipient)
+        envelope = new.seal(n)
+        free = self._directory.free_bytes() if self._limits.min_free_bytes else 0
+        room = Room(self._db, self._limits, self._live, self._tallies)
+        gone, fits = room.make(grant, len(envelope), new.created_ns, free=free, told=self._told)
+        self._subtract(gone)
+        if fits:
+            columns = (
+                *(new.grant_id, new.rev, n, new.recipient),
+                *(new.created_ns, expires_ns, len(envelope)),
+            )
+            self._db.rows(
+                "INSERT INTO spool VALUES (?, ?, ?, ?, ?, ?, ?, ?, zeroblob(?), ?)",
+                self._draw("", ""),
+                *columns,
+                pad_bytes(columns, len(envelope)),
+                envelope,
+            )
+            for path in new.once:
+                self._db.rows("INSERT OR IGNORE INTO once_taken VALUES (?, ?)", new.grant_id, path)
+            self._next_ns = min(self._next_ns, expires_ns)
+            before = self._tallies.get(new.grant_id, Tally(0, 0))
+            self._tallies[new.grant_id] = Tally(
+                before.envelopes + 1, before.size_bytes + len(envelope)
+            )
+        else:
+            note = (new.grant_id, new.recipient, n, n)
+            gaps.keep(self._db, [note], "evicted", new.created_ns, told=self._told)
+            gone = gone | _sum([(new.grant_id, len(envelope))])
+        evicted.update(_sum_of(evicted, gone))
+        return Kept(n, len(envelope))
 
     def pending(
         self,

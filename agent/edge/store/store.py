@@ -17,6 +17,7 @@ Rules:
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
@@ -31,8 +32,10 @@ from agent.edge.store.spool import Spool
 from agent.edge.store.value import (
     Damage,
     GrantState,
+    Kept,
     LiveGrant,
     Mark,
+    NewEnvelope,
     Purged,
     SpoolLimits,
     SpoolRow,
@@ -239,45 +242,40 @@ class Store(ConsentFile):
         created_ns: int,
         expires_ns: int,
         seal: Callable[[int], bytes],
-        once: Sequence[str] = (),
+        once: tuple[str, ...] = (),
     ) -> int:
-        """Draw the grant's next number, seal with it, and keep the envelope, in one commit.
-
-        When the spool is full older envelopes go first; one for which no other may go is noted as
-        evicted itself.
-
-        Args:
-            grant_id: A live, active grant.
-            rev: Its revision when the samples were taken, which must still be its revision.
-            recipient: To whom the envelope is addressed.
-            created_ns: ns since the epoch.
-            expires_ns: When the envelope is erased undelivered, ns since the epoch.
-            seal: Called once with n; returns the envelope. What it raises comes out of here.
-            once: Paths that gave their single sample in this envelope.
-
-        Returns:
-            n, from 1 without holes: also over revs, restarts and failures.
+        """Keep one envelope, see `NewEnvelope`; return its number.
 
         Raises:
             StoreError: The grant is not live and active under this rev; the disk is full, or the
                 spool cannot be used. Nothing was written and n is not used up.
         """
+        new = NewEnvelope(grant_id, rev, recipient, created_ns, expires_ns, seal, once)
+        (kept,) = self.append_all([new])
+        if isinstance(kept, StoreError):
+            raise kept
+        return kept.n
 
-        def numbered(n: int) -> bytes:
-            self._mark(grant_id, recipient, n)
-            return seal(n)
+    def append_all(self, arrived: Sequence[NewEnvelope]) -> list[Kept | StoreError]:
+        """Draw the next number of each one's grant, seal with it, and keep all, in one commit.
 
-        return self._written(
-            lambda spool: spool.append(
-                grant_id,
-                rev,
-                recipient=recipient,
-                created_ns=created_ns,
-                expires_ns=expires_ns,
-                seal=numbered,
-                once=once,
-            )
-        )
+        When the spool is full older envelopes go first; one for which no other may go is noted as
+        evicted itself. Where they cannot be kept together each is tried by itself.
+
+        Returns:
+            For each what it became, or why it could not be kept: its grant is not live and active
+            under its rev; the disk is full, or the spool cannot be used. Then nothing of it was
+            written, and its number is not used up.
+        """
+        if not arrived:
+            return []
+        marked = [self._marking(new) for new in arrived]
+        try:
+            return list(self._written(lambda spool: spool.append_all(marked)))
+        except StoreError as exc:
+            if len(marked) == 1:
+                return [exc]
+        return [one for new in arrived for one in self.append_all([new])]
 
     def pending(
         self,
@@ -445,6 +443,15 @@ class Store(ConsentFile):
             self.number(FLOOR_NS) or 0,
             0 if policy is None else policy.applied_ns,  # A state of 0.1.0 has no more.
         )
+
+    def _marking(self, new: NewEnvelope) -> NewEnvelope:
+        """Return the same, but that no number is used before its mark is on disk."""
+
+        def seal(n: int) -> bytes:
+            self._mark(new.grant_id, new.recipient, n)
+            return new.seal(n)
+
+        return replace(new, seal=seal)
 
     def _mark(self, grant_id: str, recipient: str, n: int) -> None:
         """Have it on disk, beside the consent, that the grant's numbers may have come to n."""

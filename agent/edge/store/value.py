@@ -5,7 +5,7 @@ Rules:
  * A grant is pending, active or paused while it is live; revoked or expired for good after that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -140,6 +140,43 @@ class StoredGap:
     last_n: int
     why: GapReason
     at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewEnvelope:
+    """An envelope that is to be sealed and kept.
+
+    Attributes:
+        grant_id: A live, active grant.
+        rev: Its revision when the samples were taken, which must still be its revision.
+        recipient: To whom the envelope is addressed.
+        created_ns: ns since the epoch.
+        expires_ns: When the envelope is erased undelivered, ns since the epoch.
+        seal: Called with n, from 1 without holes: also over revs, restarts and failures; returns
+            the envelope. Called again, maybe with another n, when the first did not reach the disk.
+        once: Paths that gave their single sample in this envelope.
+    """
+
+    grant_id: str
+    rev: int
+    recipient: str
+    created_ns: int
+    expires_ns: int
+    seal: Callable[[int], bytes]
+    once: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An envelope that is on disk, or was evicted as it came.
+
+    Attributes:
+        n: Its number in its grant.
+        size_bytes: Its length.
+    """
+
+    n: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

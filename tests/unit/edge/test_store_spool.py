@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from agent.core.model import NS_PER_S
 from agent.edge.store import (
     ClassLimit,
+    Kept,
     LiveGrant,
+    NewEnvelope,
     SpoolLimits,
     Store,
     StoredPolicy,
@@ -375,3 +378,71 @@ def test_an_append_is_one_commit_of_few_pages(directory: Path) -> None:
 
         assert log / 20 < 7 * (1024 + 24)
         assert (directory / "consent.db-wal").stat().st_size == 0
+
+
+def test_what_closes_together_is_one_commit(directory: Path) -> None:
+    """The pages that every commit writes are written once for all of them."""
+    with Store.open(directory) as store:
+        with_grants(store, "gr_a", "gr_b")
+        put_together(store, "gr_a", "gr_b")
+        store.scrub()
+        kept = put_together(store, *["gr_a", "gr_b"] * 8)
+        log = (directory / "spool.db-wal").read_bytes()
+
+    commits = [log[at + 4 : at + 8] for at in range(32, len(log), 1024 + 24)]
+    assert sum(size != bytes(4) for size in commits) == 1, "SQLite's file format, section 4.1"
+    assert len(log) / 16 < 2 * (1024 + 24)
+    assert [found.n for found in kept if isinstance(found, Kept)] == [
+        n for n in range(2, 10) for _ in "ab"
+    ]
+
+
+def test_what_cannot_be_kept_does_not_take_the_others_with_it(store: Store) -> None:
+    """Each is tried by itself then; numbers have no holes all the same."""
+    with_grants(store, "gr_a", "gr_b")
+
+    first, gone, third = put_together(store, "gr_a", "gr_c", "gr_b")
+
+    assert (first, third) == (Kept(1, 500), Kept(1, 500))
+    assert isinstance(gone, StoreError)
+    assert "gr_c rev 1 is not live" in gone.message
+    assert put(store, "gr_a") == 2
+
+
+def test_of_what_comes_together_nothing_is_kept_when_a_seal_fails(directory: Path) -> None:
+    """Neither on disk nor in what is counted; what gave way for it is back."""
+
+    def fails(_: int) -> bytes:
+        raise RuntimeError("no key")
+
+    with Store.open(directory, limits=SpoolLimits(max_bytes=1000)) as store:
+        with_grants(store, "gr_a")
+        put(store, "gr_a", bytes(900))
+        with pytest.raises(RuntimeError, match="no key"):
+            store.append_all([new("gr_a"), replace(new("gr_a"), seal=fails)])
+        counted = store.counts()
+        rows = [(row.n, len(row.envelope)) for row in store.pending(9)]
+        evicted = store.take_evicted()
+
+    assert counted == {"gr_a": Tally(1, 900)}
+    assert rows == [(1, 900)]
+    assert evicted == {}
+
+
+def test_what_comes_together_has_no_more_room_than_one_by_one(directory: Path) -> None:
+    """The later ones see what the earlier ones took."""
+    with Store.open(directory, limits=SpoolLimits(max_bytes=1100)) as store:
+        with_grants(store, "gr_a")
+        put_together(store, *["gr_a"] * 5)
+
+        assert numbers(store) == [("gr_a", 4), ("gr_a", 5)]
+        assert noted(store) == [("gr_a", 1, 3, "evicted")]
+        assert store.take_evicted() == {"gr_a": Tally(3, 1500)}
+
+
+def new(grant_id: str) -> NewEnvelope:
+    return NewEnvelope(grant_id, 1, "fleet-x", 1, 10**18, seal=lambda _: bytes(500))
+
+
+def put_together(store: Store, *grant_ids: str) -> list[Kept | StoreError]:
+    return store.append_all([new(grant_id) for grant_id in grant_ids])
