@@ -38,7 +38,7 @@ from agent.core.obd import questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.policy import parse_policy
-from agent.core.standing import EVERY_GRANT
+from agent.core.standing import EVERY_GRANT, Standing
 from agent.core.status import CaptureStatus, LaneStatus
 from agent.core.switch import SignalSwitch
 from agent.edge.capture import Capture
@@ -170,7 +170,7 @@ class Daemon:
         self.agent.restore()
         self._tell_keys()
         self.agent.turn(0.0)  # What the switch says counts before the first frame.
-        self.buses.let_in(self.plan, self._extra)
+        self._let_in(self.plan)
         self.uplink.start()
         self.capture.start()
         self.buses.start()
@@ -378,7 +378,14 @@ class Daemon:
         if self._obd is not None:
             self._obd.ask(questions(plan, self._binding, self._obd.name), plan.until_ns)
         self.capture.swap(plan)
-        self.buses.let_in(plan, self._extra)
+        self._let_in(plan)
+
+    def _let_in(self, plan: Plan) -> None:
+        """Set the filters; the privacy switch is heard while it holds a grant, or may come to."""
+        is_held = self._consent.stops.is_private and (
+            Standing.PAUSED in self._consent.standings.values()
+        )
+        self.buses.let_in(plan, self._extra if plan.live or is_held else {})
 
     def _poller(self) -> "ObdPoller | None":
         """Return what asks on a bus; what can send is not even loaded without `obd.poll`."""

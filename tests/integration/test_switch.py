@@ -178,6 +178,30 @@ def test_switch_and_pause_hold_each_by_itself(
     assert "only it can lift that" in (refused.value.hint or "")
 
 
+def test_a_bus_is_not_open_for_the_switch_alone(rig: Rig, cloud: Cloud, auditor: Auditor) -> None:
+    rig.switch = {"signal": "DOOR.DriverDoor", "bus": "can0", "private": [1.0]}
+
+    def is_bus(state: BusState) -> bool:
+        return daemon.buses.health()[0].state is state
+
+    with rig.running() as daemon:
+        assert is_private(rig), "it was not heard yet"
+        rig.play(odometer(0, 10))
+        assert is_bus(BusState.IDLE)
+
+        grant(rig, cloud, auditor)
+        wait_for("the bus", lambda: is_bus(BusState.ACTIVE))
+        assert is_private(rig), "the grant waits for the switch"
+        drive(rig, daemon, [car.door(T0_MS, 0)])
+        wait_for("the switch", lambda: not is_private(rig))
+        assert is_bus(BusState.ACTIVE)
+
+        rig.push(cloud.policy())
+        wait_for("the bus", lambda: is_bus(BusState.IDLE))
+
+        assert daemon.capture.frames == 1
+
+
 def test_a_signal_on_the_bus_is_obeyed_at_its_very_frame_and_goes_no_further(
     rig: Rig, cloud: Cloud, auditor: Auditor
 ) -> None:
