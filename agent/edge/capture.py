@@ -9,8 +9,8 @@ Rules:
  * The privacy switch on CAN, where there is one, is obeyed here and at once: nothing is taken of
    the frame that turns it to private, or of those behind it. What lay in open batches is dropped,
    as with any stop.
- * The queue of chunks is bounded. When the thread cannot keep up, the newest chunk is dropped and
-   its frames are counted: the readers never block, so they lose nothing silently.
+ * The queue is bounded in frames. When the thread cannot keep up, the newest chunk is dropped and
+   its frames are counted and told: the readers never block, so they lose nothing silently.
 """
 
 import logging
@@ -23,8 +23,10 @@ from agent.core.model import NS_PER_S, Batch, Frame
 from agent.core.pipeline import Pipeline, TakeCounts
 from agent.core.plan import Plan, empty_plan
 from agent.core.switch import SignalSwitch
+from agent.log import Repeats
 
-MAX_CHUNKS = 4096  # A second of a saturated bus is about 20 chunks.
+# Measured: 43 to 50 MiB, where MemoryMax= of the unit is 192; 5 s of two full CAN FD buses.
+MAX_FRAMES = 200_000
 SETTLE_NS = NS_PER_S  # By then readers have handed a frame over, on a busy machine too.
 TICK_NS = NS_PER_S  # Held changes and old batches are looked at this often.
 
@@ -60,7 +62,10 @@ class Capture:
         self._given = pipeline.plan  # What holds while the switch does not say private.
         self._on_batches = on_batches
         self._clock = clock
-        self._chunks: queue.Queue[list[Frame] | None] = queue.Queue(MAX_CHUNKS)
+        self._chunks: queue.SimpleQueue[list[Frame] | None] = queue.SimpleQueue()
+        self._room = threading.Lock()  # Guards what follows, which readers' threads change.
+        self._waiting = 0  # Frames in the queue.
+        self._repeats = Repeats()
         self._plans: deque[Plan] = deque()
         self._ticked_ns = 0
         self._stop = threading.Event()
@@ -76,15 +81,20 @@ class Capture:
 
     def put(self, frames: list[Frame]) -> None:
         """Hand over a chunk; called in readers' threads."""
-        try:
-            self._chunks.put_nowait(frames)
-        except queue.Full:
+        with self._room:
+            if self._waiting + len(frames) <= MAX_FRAMES:
+                self._waiting += len(frames)
+                self._chunks.put(frames)
+                return
             self.overrun += len(frames)
+            held_back = self._repeats.due("capture overrun")
+        if held_back is not None:
+            _log.warning("capture overrun", extra={"frames": self.overrun, "held_back": held_back})
 
     def swap(self, plan: Plan) -> None:
         """Put another plan in force before the next chunk."""
         self._plans.append(plan)
-        self._wake()
+        self._chunks.put(None)
 
     def counts(self) -> dict[tuple[str, str], TakeCounts]:
         """Return what became of the values so far; it stays on the board."""
@@ -102,7 +112,7 @@ class Capture:
             timeout_s: How long to wait for it.
         """
         self._stop.set()
-        self._wake()
+        self._chunks.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -110,12 +120,6 @@ class Capture:
     def is_alive(self) -> bool:
         """Whether the lane's thread runs."""
         return self._thread.is_alive()
-
-    def _wake(self) -> None:
-        try:
-            self._chunks.put_nowait(None)
-        except queue.Full:
-            return  # A full queue wakes the thread by itself.
 
     def _run(self) -> None:
         try:
@@ -141,6 +145,8 @@ class Capture:
             if not self._is_private:
                 self._pipeline.swap(self._given)
         if frames:
+            with self._room:
+                self._waiting -= len(frames)
             self.frames += len(frames)
             if self._switch is None:
                 self._pipeline.feed(frames)
