@@ -3,6 +3,9 @@
 Modules that need a part of another kind (a broker with a CA of their own, say) have it themselves.
 """
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,3 +43,17 @@ def auditor(broker: Broker) -> Iterator[Auditor]:
     """A subscriber on all topics."""
     with Auditor(port=broker.port, tls=broker.tls("auditor")) as listening:
         yield listening
+
+
+@pytest.fixture(scope="session")
+def strace() -> None:
+    """Skip where strace is missing; in CI it must not be."""
+    if shutil.which("strace") is None:
+        if os.environ.get("CI"):
+            pytest.fail("strace must be installed in CI")
+        pytest.skip("strace is not installed")
+    probe = subprocess.run(["strace", "true"], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        if os.environ.get("CI"):
+            pytest.fail("strace may not trace here")
+        pytest.skip("strace may not trace here")

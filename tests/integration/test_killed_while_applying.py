@@ -4,7 +4,6 @@ strace kills the process with SIGKILL at the n-th call that writes, syncs, cuts 
 for each n there is. The state that is left is opened as the agent opens it.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -162,19 +161,6 @@ def steps(folder: Path, kind: str) -> Iterator[tuple[str, int]]:
     for call, every in CALLS.items():
         for n in range(1, names.count(call) + 1, every):
             yield call, n
-
-
-@pytest.fixture(scope="module")
-def strace() -> None:
-    if shutil.which("strace") is None:
-        if os.environ.get("CI"):
-            pytest.fail("strace must be installed in CI")
-        pytest.skip("strace is not installed")
-    probe = subprocess.run(["strace", "true"], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        if os.environ.get("CI"):
-            pytest.fail("strace may not trace here")
-        pytest.skip("strace may not trace here")
 
 
 @pytest.mark.usefixtures("strace")

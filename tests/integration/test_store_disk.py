@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from agent.edge.store import LiveGrant, Store, Tombstone
+from agent.core.model import NS_PER_S
+from agent.edge.store import LiveGrant, SpoolLimits, Store, Tombstone
 from agent.errors import StoreError
 from tests.unit.edge.test_store import filled, policy, put
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def on_a_small_disk(folder: Path, megabytes: int, code: str) -> list[str]:
+def on_a_small_disk(folder: Path, megabytes: int, code: str, *given: object) -> list[str]:
     """Run code with a file system of its own mounted at sys.argv[1]; return what it prints."""
     if shutil.which("unshare") is None:
         pytest.skip("a small file system of one's own needs unshare")
-    text = f"import sys; sys.argv = ['-c', {str(folder)!r}]\n" + textwrap.dedent(code)
+    arguments = ["-c", str(folder), *map(str, given)]
+    text = f"import sys; sys.argv = {arguments}\n" + textwrap.dedent(code)
     mount = f'mount -t tmpfs -o size={megabytes}m tmpfs "$1" && exec "$2" -c "$3"'
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", mount, "sh", str(folder), sys.executable, text],
@@ -94,14 +96,9 @@ AT_EVERY_WRITE = """
             except OSError:
                 pass
             file.truncate(max(0, file.tell() - free_kib * 1024))
-        stored = 200
-        try:
-            for index in range(300):
-                store.append("a", 1, recipient="r", created_ns=0, expires_ns=10**18,
-                             seal=lambda n: os.urandom(3000))
-                stored += 1
-        except StoreError:
-            seen.add("refused")
+        for index in range(300):
+            last = store.append("a", 1, recipient="r", created_ns=0, expires_ns=10**18,
+                                seal=lambda n: os.urandom(3000))
         store.set_grant_state("a", "paused")
         assert store.pending(9, without={"b"}) == ()
         store.set_grant_state("a", "active")
@@ -119,7 +116,12 @@ AT_EVERY_WRITE = """
             assert store.set_aside is None
             assert store.in_force().ver == 2
             assert set(store.counts()) == {"a"}
-            assert store.counts()["a"].envelopes == stored - 100
+            told = {n for g in store.gaps(9) if g.grant_id == "a"
+                    for n in range(g.first_n, g.last_n + 1)}
+            waits = {row.n for row in store.pending(9999)}
+            assert told | waits == set(range(1, 401)) and not told & waits
+            assert last in waits
+            seen.add("evicted" if told else "all kept")
         shutil.rmtree(root / "state")
         (root / "filler").unlink()
     print(sorted(seen))
@@ -130,7 +132,7 @@ def test_no_room_at_any_write_leaves_consent_at_work(tmp_path: Path) -> None:
     """From a full disk to one with half a megabyte: pausing and revoking work, nothing is torn."""
     (told,) = on_a_small_disk(tmp_path, 16, AT_EVERY_WRITE)
 
-    assert told == "['refused', 'scrubbed True']"
+    assert told == "['evicted', 'scrubbed True']"
 
 
 GREEDY = """
@@ -177,6 +179,65 @@ def test_a_disk_that_others_fill_after_each_step_leaves_room_for_the_next_one(
     assert on_a_small_disk(tmp_path, 16, GREEDY) == ["5 () 1 {}", "True"]
 
 
+KEPT_FULL = """
+    import os, sys
+    from pathlib import Path
+    from agent.edge.store import LiveGrant, SpoolLimits, Store, StoredPolicy, Tombstone
+    root, min_free = Path(sys.argv[1]), int(sys.argv[2])
+    filler = (root / "filler").open("ab", buffering=0)
+    def fill():
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+    def put(size=3000):
+        return store.append("a", 1, recipient="r", created_ns=0, expires_ns=10**18,
+                            seal=lambda n: os.urandom(size))
+    limits = SpoolLimits(min_free_bytes=min_free)
+    store = Store.open(root / "state", limits=limits)
+    store.apply_policy(StoredPolicy(b"j", 1, 1, b"p" * 32, b"c" * 32, 1),
+                       [LiveGrant("a", 1), LiveGrant("b", 1)], [], 0)
+    for index in range(300):
+        put()
+    for round in range(3):
+        for index in range(200):
+            fill()
+            put()
+            if index % 20 == 0:
+                store.expire(index * 60 * 10**9)
+        fill()
+        store.end_grants([Tombstone("b", "revoked")], 0)
+        fill()
+        store.close()
+        fill()
+        store = Store.open(root / "state", limits=limits)
+        last = put()
+        waits = {row.n for row in store.pending(9999)}
+        told = {n for g in store.gaps(99) for n in range(g.first_n, g.last_n + 1)}
+        print(len(waits) > 200, waits | told == set(range(1, last + 1)), not waits & told,
+              max(told) < min(waits), {g.why for g in store.gaps(99)})
+    put(2 << 20)
+    print("too long", len(store.pending(9999)) == len(waits), store.gaps(99)[-1].last_n - last)
+    filler.truncate(0)
+    store.expire(10**15)
+    for index in range(300):
+        put()
+    print("room again", len(store.pending(9999)) == len(waits) + 300)
+"""
+
+
+@pytest.mark.parametrize("min_free", [0, 8 << 20])
+def test_on_a_disk_that_others_keep_full_the_newest_envelopes_are_kept(
+    tmp_path: Path, min_free: int
+) -> None:
+    """Each goes in for the oldest, which are told as a gap; also over a restart."""
+    told = on_a_small_disk(tmp_path, 16, KEPT_FULL, min_free)
+
+    rounds = ["True True True True {'evicted'}"] * 3
+    assert told == [*rounds, "too long True 1", f"room again {not min_free}"]
+
+
 READ_ONLY = """
     import os, subprocess, sys
     from pathlib import Path
@@ -208,6 +269,42 @@ READ_ONLY = """
 def test_a_read_only_disk_is_refused_in_one_line_and_harms_nothing(tmp_path: Path) -> None:
     """What cannot be written cannot be revoked, so nothing is collected."""
     assert on_a_small_disk(tmp_path, 16, READ_ONLY) == ["open True", "1 1"]
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("max_bytes", [None, 60_000])
+def test_an_envelope_costs_one_wait_for_the_disk_also_in_a_full_spool(
+    tmp_path: Path, max_bytes: int | None
+) -> None:
+    """Of 1,000 of them; what is beside is the copying of the log into the file, now and then."""
+    code = (
+        "import sys; from pathlib import Path; from tests.integration.test_store_disk import fill;"
+        "fill(Path(sys.argv[1]), int(sys.argv[2]) or None, int(sys.argv[3]))"
+    )
+
+    def waits(count: int) -> int:
+        trace, state = tmp_path / f"trace{count}", tmp_path / f"state{count}"
+        subprocess.run(
+            [
+                *("strace", "-f", "-qq", "-e", "trace=fdatasync,fsync,ftruncate,fallocate"),
+                *("-o", trace, sys.executable, "-c", code, state, str(max_bytes or 0), str(count)),
+            ],
+            cwd=ROOT,
+            check=True,
+            timeout=100,
+        )
+        return len(trace.read_text().splitlines())
+
+    assert 1000 <= waits(1200) - waits(200) < 1100
+
+
+def fill(folder: Path, max_bytes: int | None, count: int) -> None:
+    """Store envelopes one second after another, as the agent does."""
+    with Store.open(folder, limits=SpoolLimits(max_bytes=max_bytes)) as store:
+        store.apply_policy(policy(1), [LiveGrant("gr_a", 1)], [], 0)
+        for now_s in range(count):
+            put(store, "gr_a", bytes(600))
+            store.expire(now_s * NS_PER_S)
 
 
 def test_a_revocation_is_in_force_though_its_erasure_has_to_wait(tmp_path: Path) -> None:
