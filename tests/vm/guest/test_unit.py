@@ -1,6 +1,5 @@
 """The installed unit under the guest's systemd, with a broker, frames and an opened result."""
 
-import json
 import os
 import shutil
 import signal
@@ -21,7 +20,6 @@ from tests.vm.guest.vehicle import (
     Vehicle,
     documented,
     install,
-    reinstall,
     sh,
     wait_for,
 )
@@ -71,7 +69,6 @@ def first(vehicle: Vehicle) -> int:
 def test_what_is_installed_is_where_it_belongs(installed: None) -> None:  # noqa: ARG001
     assert sh("stat -c '%U %a' /etc/consentry") == "root 755"
     assert sh("getent passwd consentry").endswith(":/nonexistent:/usr/sbin/nologin")
-    sh("sysctl -q -w net.core.rmem_max=212992; /lib/systemd/systemd-sysctl")  # As at the boot.
     assert Path("/proc/sys/net/core/rmem_max").read_text() == "16777216\n"
     assert sh("/usr/bin/consentry --version").startswith("consentry")
     assert sh("systemctl cat consentry.service | head -1") == (
@@ -92,6 +89,18 @@ def test_what_the_document_shows_before_and_after_the_start(vehicle: Vehicle) ->
     assert vehicle.found.endswith("ok")
     assert "Active: active (running)" in vehicle.started
     assert 'Status: "no policy, 0 grants live, 1 buses"' in vehicle.started
+
+
+@pytest.mark.usefixtures("vehicle")
+def test_the_doctor_and_the_status_find_the_installation_sound() -> None:
+    doctor, status = documented("See that it works").splitlines()
+
+    found = sh(doctor)  # Its status is 1 for a single `fail`.
+    told = sh(status)
+
+    assert "ok    agent   consentry " in found
+    assert "ok    bus     bus body: vcan0 is up" in found
+    assert "\nuplink     up, " in told
 
 
 def test_what_it_says_of_itself_is_exposed_to_is_at_most_13(installed: None) -> None:  # noqa: ARG001
@@ -156,7 +165,7 @@ def test_a_restart_loses_no_frame(vehicle: Vehicle, first: int) -> None:
 def test_a_kill_loses_what_the_process_held_and_nothing_that_the_kernel_held(
     vehicle: Vehicle, first: int
 ) -> None:
-    """At 2,000 frames a second. What is gone was read before the death, and in no stored batch."""
+    """At 2,000 frames a second. Samples of at most the open batch's age are gone, in one piece."""
     with Numbers(first) as numbers:
         time.sleep(2)
         dying = vehicle.pid
@@ -170,55 +179,9 @@ def test_a_kill_loses_what_the_process_held_and_nothing_that_the_kernel_held(
     sys.stdout.write(f"lost over kill -9: {len(lost)} of {numbers.next - first}")
     assert vehicle.pid != dying
     assert came == sorted(set(came))
-    assert not lost or lost == list(range(lost[0], lost[-1] + 1))
-    assert all(number < sent_at_death for number in lost)
+    assert lost == list(range(lost[0], lost[0] + len(lost)))
+    assert lost[-1] < sent_at_death
     assert len(lost) < 2000 * (MAX_AGE_S + 1.5)
-
-
-def test_an_upgrade_loses_no_frame(vehicle: Vehicle, first: int) -> None:
-    """The program is installed over the one that runs; the new one takes up where that one was."""
-    with Numbers(first) as numbers:
-        time.sleep(1)
-        reinstall()
-        sh("systemctl restart consentry")
-        time.sleep(1)
-
-    assert vehicle.await_last(numbers) == list(range(first, numbers.next))
-
-
-def test_a_wider_policy_loses_no_frame_of_what_stays_granted(vehicle: Vehicle, first: int) -> None:
-    """The filters of the open socket are swapped while 2,000 frames a second come."""
-    kept = vehicle.cloud.grant({"read_odometer": {"min_interval_s": 0}})
-    more = vehicle.cloud.grant({"read_location": {}}, grant_id="g9", recipient="city")
-    with Numbers(first) as numbers:
-        time.sleep(1)
-        for grants in ([kept, more], [kept]):
-            vehicle.put(vehicle.cloud.policy(*grants))
-            time.sleep(1)
-
-    came = vehicle.await_last(numbers)
-    assert came == list(range(first, numbers.next))
-
-
-def test_a_bus_that_goes_down_is_told_at_the_vehicle_to_the_platform_and_in_the_log(
-    vehicle: Vehicle, first: int
-) -> None:
-    def told() -> tuple[str, str]:
-        (bus,) = json.loads(sh("consentry status --json"))["buses"]
-        health = [i.payload for i in vehicle.auditor.seen() if i.topic.endswith("/health")]
-        return bus["state"], json.loads(health[-1])["buses"]["body"]
-
-    sh("ip link set vcan0 down")
-    try:
-        wait_for("down in health", lambda: told() == ("down", "down"))
-    finally:
-        sh("ip link set vcan0 up")
-    wait_for("up", lambda: told()[0] == "active")
-    with Numbers(first) as numbers:
-        time.sleep(1)
-
-    assert vehicle.await_last(numbers) == list(range(first, numbers.next))
-    assert "bus trouble bus=body state=down" in vehicle.log()
 
 
 def test_a_socket_stays_kept_while_its_interface_is_down(vehicle: Vehicle, first: int) -> None:
@@ -261,11 +224,6 @@ def test_a_reload_takes_up_a_mapping_and_refuses_wrong_files(vehicle: Vehicle, f
         sh("systemctl reload consentry")
         wait_for("the second", lambda: vehicle.log().count("error: reload refused") == 2)
         (SETTINGS / "trust.json").write_bytes(trust)
-        settings = (SETTINGS / "agent.toml").read_bytes()
-        (SETTINGS / "agent.toml").write_bytes(settings + b"[no")
-        sh("systemctl reload consentry")
-        wait_for("the third", lambda: vehicle.log().count("error: reload refused") == 3)
-        (SETTINGS / "agent.toml").write_bytes(settings)
         sh("systemctl reload consentry")
         wait_for("the reload", lambda: "info: reloaded" in vehicle.log())
         time.sleep(1)
