@@ -44,8 +44,9 @@ bench: venv ## Measure speed and size against cantools and JSON.
 	$(BIN)/python -m tests.bench.bench_spool
 	$(BIN)/python -m tests.bench.bench_revocation
 
-test-long: venv ## Kill a vehicle a thousand times, drive a day, be offline for hours; account for all.
+test-long: venv ## Kill a vehicle a thousand times, cut its power, drive a day, be offline for hours; account for all.
 	$(BIN)/python -m tests.crash --kills $(or $(KILLS),1000) --seed $(or $(SEED),1) --report docs/reports/crash.md
+	$(BIN)/python -m tests.powercut --cuts $(or $(CUTS),50) --seed $(or $(SEED),1) --report docs/reports/powercut.md
 	$(BIN)/python -m tests.soak --hours $(or $(HOURS),24) --seed $(or $(SEED),1) --report docs/reports/soak.md
 	$(BIN)/python -m tests.outage --seed $(or $(SEED),1) --report docs/reports/outage.md
 

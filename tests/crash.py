@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,8 +87,17 @@ class Figures:
             ("lost", 0),
             ("seconds", round(self.seconds)),
         ]
-        lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
-        return f"| what | count |\n|---|---|\n{lines}\n"
+        return as_table(rows)
+
+
+def as_table(rows: Iterable[tuple[str, int]]) -> str:
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"| what | count |\n|---|---|\n{lines}\n"
+
+
+def write_report(path: Path, title: str, text: str, told: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"# {title}\n\n{text}\n\n{told}", encoding="utf-8")
 
 
 class Recipient(threading.Thread):
@@ -174,12 +184,17 @@ class Scene:
         fleet = _address(pki.client("fleet", pki.recipients), broker.recipient_port)
         self.recipient = Recipient(fleet, self.cloud)
         self.recipient.start()
-        (folder / "car.dbc").write_bytes(car.DBC)
-        (folder / "car.vspec").write_bytes(car.MAPPING)
-        self.cloud.write_files(folder)
+        write_car(folder, self.cloud)
         files = pki.vehicle(VEHICLE)
         self.config = folder / "config.json"
-        self.config.write_text(json.dumps(_config(relay.port, files, sockets)), encoding="utf-8")
+        uplink = {
+            "port": relay.port,
+            "ca": str(files.ca),
+            "certificate": str(files.certificate),
+            "private_key": str(files.private_key),
+        }
+        document = settings(uplink, socket=f"{sockets}/control.sock")
+        self.config.write_text(json.dumps(document), encoding="utf-8")
         scopes = {"read_odometer": {"min_interval_s": 0.01}}
         grants = [self.cloud.grant(scopes, grant_id=grant_id) for grant_id in GRANTS]
         publish_policy(VEHICLE, self.cloud.policy(*grants), self.platform)
@@ -337,13 +352,23 @@ def _address(files: Files, port: int) -> BrokerAddress:
     return BrokerAddress("127.0.0.1", port, tls)
 
 
-def _config(port: int, files: Files, sockets: str) -> dict[str, object]:
+def write_car(folder: Path, cloud: Cloud) -> None:
+    """Write what the configuration names."""
+    (folder / "car.dbc").write_bytes(car.DBC)
+    (folder / "car.vspec").write_bytes(car.MAPPING)
+    cloud.write_files(folder)
+
+
+def settings(
+    uplink: Mapping[str, object], *, socket: str, state: str = "state", max_age_s: float = 0.05
+) -> dict[str, object]:
+    """Return a configuration that seals at every moment, for the files of tests.car."""
     return {
         "vehicle": {"id": VEHICLE, "trust": "trust.json"},
-        "state": {"directory": "state"},
+        "state": {"directory": state},
         "keys": {"device": "device.jwk"},
-        "batch": {"max_age_s": 0.05},
-        "control": {"socket": f"{sockets}/control.sock"},
+        "batch": {"max_age_s": max_age_s},
+        "control": {"socket": socket},
         "time": {"synchronised": "always"},
         "bus": [
             {
@@ -357,14 +382,11 @@ def _config(port: int, files: Files, sockets: str) -> dict[str, object]:
         ],
         "uplink": {
             "host": "127.0.0.1",
-            "port": port,
-            "ca": str(files.ca),
-            "certificate": str(files.certificate),
-            "private_key": str(files.private_key),
             "min_backoff_s": 0.05,
             "max_backoff_s": 0.3,
             "keepalive_s": 5,
             "max_rate_per_s": 2000.0,
+            **uplink,
         },
     }
 
@@ -380,14 +402,14 @@ def main() -> None:
     told = figures.told()
     sys.stdout.write(told)
     if given.report is not None:
-        given.report.parent.mkdir(exist_ok=True)
-        given.report.write_text(
-            "# Crash test\n\nWritten by `python -m tests.crash` (`make test-long`): the vehicle is"
+        write_report(
+            given.report,
+            "Crash test",
+            "Written by `python -m tests.crash` (`make test-long`): the vehicle is"
             " killed with SIGKILL while it reads, seals, stores and publishes, its broker is"
             " killed, restarted, paused and cut off, and every number that it ever drew is"
-            " accounted for."
-            f"\n\n{told}",
-            encoding="utf-8",
+            " accounted for.",
+            told,
         )
 
 

@@ -182,6 +182,10 @@ class FakeBroker:
         """Answer a publish on the newest connection."""
         self._sockets[-1].sendall(b"\x40\x04" + struct.pack("!HBB", mid, code, 0))
 
+    def keep(self, received: Received) -> None:
+        """Keep what came, before it is answered."""
+        self.received.append(received)
+
     def send(self, data: bytes) -> None:
         """Send raw bytes on the newest connection."""
         self._sockets[-1].sendall(data)
@@ -246,7 +250,7 @@ class FakeBroker:
         if kind & 0x06:
             mid, rest = struct.unpack("!H", rest[:2])[0], rest[2:]
         assert rest[0] < 128, "properties of the tests are short"
-        self.received.append(Received(number, topic, mid, rest[1 + rest[0] :]))
+        self.keep(Received(number, topic, mid, rest[1 + rest[0] :]))
         if not mid:
             return
         self.unanswered += 1
