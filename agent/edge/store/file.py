@@ -2,11 +2,15 @@
 
 Rules:
  * A file is used only when every pragma took hold and SQLite finds it sound.
- * A file that cannot be read is renamed, never repaired and never deleted here. What can still be
+ * A file that cannot be read is renamed, never repaired and never deleted here; but not while the
+   disk takes no other in its place: then the disk is at fault, and may come back with the file.
+   SQLite says of both that the file is malformed. What can still be
    read of its small tables goes into the new one: the guard against an old policy must not fall
    with a bad block, nor with a bit of the header, of which SQLite says that it is no database.
 """
 
+import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -28,7 +32,9 @@ _PRAGMAS: tuple[tuple[str, str, str | int], ...] = (
 )
 
 CORRUPT = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+DISK_HINT = "the disk of the state directory fails: the kernel's log says how"
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _HEADER_BYTES = 100
 _MOST_COPIED = 64 << 20  # Bytes of a file whose header is put right to read it.
 
@@ -77,11 +83,12 @@ def open_file(path: Path, schema: Schema, *, is_corrupt: bool = False) -> Opened
     Args:
         path: The file.
         schema: What is to be in it.
-        is_corrupt: It is known not to be readable.
+        is_corrupt: It was found not to be readable.
 
     Raises:
         sqlite3.Error: The disk refused.
-        StoreError: A newer schema, an SQLite that does not keep our rules, or no set-aside.
+        StoreError: A newer schema, an SQLite that does not keep our rules, no set-aside, or a disk
+            that fails.
     """
     if not is_corrupt:
         try:
@@ -89,6 +96,12 @@ def open_file(path: Path, schema: Schema, *, is_corrupt: bool = False) -> Opened
         except sqlite3.DatabaseError as exc:
             if not _is_damage(exc):
                 raise
+    _check_disk(path)
+    try:  # It may have come back while the file was read.
+        return Opened(_connect(path, schema, check="integrity_check"))
+    except sqlite3.DatabaseError as exc:
+        if not _is_damage(exc):
+            raise
     aside = _set_aside(path)
     db = _connect(path, schema)
     is_whole = False
@@ -168,7 +181,7 @@ def _header(found: bytes, page_bytes: int) -> bytes:
     return bytes(header)
 
 
-def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
+def _connect(path: Path, schema: Schema, *, check: str = "quick_check") -> sqlite3.Connection:
     """Open one database and check it whole.
 
     Raises:
@@ -177,14 +190,14 @@ def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
     """
     db = sqlite3.connect(path, isolation_level=None, timeout=0.0)
     try:
-        _check(db, path.name, schema)
+        _check(db, path.name, schema, check)
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _check(db: sqlite3.Connection, name: str, schema: Schema) -> None:
+def _check(db: sqlite3.Connection, name: str, schema: Schema, check: str) -> None:
     # The page size comes before anything is written; it is a fact of the file from then on.
     size = ("page_size", str(schema.page_bytes), schema.page_bytes)
     for pragma, value, expected in (size, *_PRAGMAS):
@@ -202,11 +215,34 @@ def _check(db: sqlite3.Connection, name: str, schema: Schema) -> None:
         step = schema.upgrades[version] if version else "".join(schema.sql)
         version = version + 1 if version else schema.version
         db.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {version}; COMMIT;")
-    (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    (health,) = db.execute(f"PRAGMA {check}(1)").fetchone()
     if health != "ok":
         damaged = sqlite3.DatabaseError(health)
         damaged.sqlite_errorname = "SQLITE_CORRUPT"
         raise damaged
+
+
+def _check_disk(path: Path) -> None:
+    """Make sure that the disk takes a new file where this one is.
+
+    Raises:
+        StoreError: It does not.
+    """
+    probe = path.resolve().with_name(f"{path.name}.probe")
+    try:
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, bytes(_HEADER_BYTES))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            probe.unlink()
+    except OSError as exc:
+        if exc.errno not in _NO_ROOM:
+            raise StoreError(
+                f"{path.name} cannot be read, and its disk takes no other: {exc.strerror}",
+                hint=DISK_HINT,
+            ) from exc
 
 
 def _set_aside(path: Path) -> Path:

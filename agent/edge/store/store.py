@@ -24,7 +24,7 @@ from typing import Self, TypeVar
 
 from agent.edge.store import grants, marks, overlays
 from agent.edge.store.consent import FLOOR_NS, ConsentFile
-from agent.edge.store.database import is_corrupt, is_full
+from agent.edge.store.database import is_corrupt
 from agent.edge.store.directory import StateDirectory
 from agent.edge.store.file import NewerState
 from agent.edge.store.migration import migrate
@@ -79,6 +79,7 @@ class Store(ConsentFile):
         self._fault = ""
         self._damage = [Damage("consent", "set-aside")] if self._db.set_aside else []
         try:
+            self._db.settle()
             self._follow()
             self.scrub()  # Mends a crash between an erasure and the truncation of the log.
         except BaseException:
@@ -247,7 +248,8 @@ class Store(ConsentFile):
         """Keep one envelope, see `NewEnvelope`; return its number.
 
         Raises:
-            StoreError: Why it could not be kept.
+            StoreError: The grant is not live and active under this rev; the disk is full, or the
+                spool cannot be used. Nothing was written and n is not used up.
         """
         new = NewEnvelope(grant_id, rev, recipient, created_ns, expires_ns, seal, once)
         (kept,) = self.append_all([new])
@@ -264,8 +266,7 @@ class Store(ConsentFile):
         Returns:
             For each what it became, or why it could not be kept: its grant is not live and active
             under its rev; the disk is full, or the spool cannot be used. Then nothing of it was
-            written. What a full disk refused is a gap before its grant's next number, and noted
-            as soon as that can be written.
+            written, and its number is not used up.
         """
         if not arrived:
             return []
@@ -322,21 +323,9 @@ class Store(ConsentFile):
     def expire(self, now_ns: int) -> Mapping[str, Tally]:
         """Erase envelopes whose retention has passed (expires_ns ≤ now); return what, per grant.
 
-        To be called at every turn: it also clears traces, and notes the gaps of what could not be
-        stored.
-
         When the disk refuses nothing is erased, and the next call tries again.
         """
-
-        def step(spool: Spool) -> Mapping[str, Tally]:
-            try:
-                spool.number_unstored(self._mark)
-            except StoreError as exc:
-                if not is_full(exc):
-                    raise
-            return spool.expire(now_ns)
-
-        return self._read(step, {})
+        return self._read(lambda spool: spool.expire(now_ns), {})
 
     def take_evicted(self) -> Mapping[str, Tally]:
         """Return what gave way in a full spool since this was last asked, per grant."""
@@ -478,7 +467,8 @@ class Store(ConsentFile):
         spool = Spool(self._directory, self._limits, is_corrupt=is_corrupt)
         try:
             if spool.is_new:
-                if spool.set_aside is not None:
+                if (aside := spool.set_aside) is not None:
+                    _log.error("spool was corrupt", extra={"set_aside": aside.name})
                     self._damage.append(Damage("spool", "set-aside"))
                 elif self._marks:
                     _log.error("spool was missing")
@@ -492,14 +482,12 @@ class Store(ConsentFile):
         return spool
 
     def _renewed(self) -> Spool:
-        """Set the spool aside, which turned out not to be readable, and begin a new one."""
+        """Open the spool again, which turned out not to be readable, or begin a new one."""
+        self._is_behind = True
         if self._spool is not None:
             self._spool.close()
             self._spool = None
-        spool = self._opened(is_corrupt=True)
-        aside = spool.set_aside
-        _log.error("spool was corrupt", extra={"set_aside": aside.name if aside else ""})
-        return spool
+        return self._opened(is_corrupt=True)
 
     def _guarded(self, step: Callable[[Spool], _Result]) -> _Result:
         """Do something with the spool; if it cannot be read, once more with a new one.
@@ -513,7 +501,6 @@ class Store(ConsentFile):
             if not is_corrupt(exc):
                 raise
         self._renewed()
-        self._is_behind = True
         return step(self._usable())
 
     def _written(self, step: Callable[[Spool], _Result]) -> _Result:
