@@ -65,6 +65,7 @@ class Publisher:
         self._uplink = uplink
         self._journal = journal
         self._counts = counts
+        self._unheard: set[str] = set()  # Grants of which that was told on this connection.
         self._owed: set[int] = set()  # Answered, but not erased yet.
         self._erase_after_s = 0.0
         self._is_owing = False  # It was told that the disk refuses.
@@ -83,6 +84,7 @@ class Publisher:
         """Wait for the policy, then begin."""
         _log.info("uplink up")
         self.is_up = True
+        self._unheard.clear()
         wait_s = POLICY_NEXT_S if self._saw_policy else POLICY_FIRST_S
         self._after_s = time.monotonic() + wait_s
         self._uplink.publish_status("online")
@@ -122,7 +124,9 @@ class Publisher:
             return
         self._owed.update(row_ids)
         self._counts["delivered"] += sum(1 for row_id in row_ids if row_id > 0)
-        self._counts["unheard"] += sum(1 for event in arrived if not event.heard)
+        for event in arrived:
+            if not event.heard:
+                self._tell_unheard(event)
         for row_id in row_ids:
             if flown := self._flying.pop(row_id, None):
                 grant_id, n, size = flown
@@ -138,6 +142,14 @@ class Publisher:
                     last=told.last_n,
                     reason=told.why,
                 )
+
+    def _tell_unheard(self, event: Delivered) -> None:
+        """Count an envelope that nobody got, and say so once for each grant and connection."""
+        self._counts["unheard"] += 1
+        grant_id = self._flying.get(event.row_id, ("", 0, 0))[0]
+        if grant_id and grant_id not in self._unheard:
+            self._unheard.add(grant_id)
+            _log.warning("nobody is subscribed", extra={"grant": grant_id})
 
     def erase(self, *, at_least: int = 1) -> None:
         """Erase what the broker has taken over; while the disk refuses it is not sent again.

@@ -172,3 +172,18 @@ def test_a_dead_network_lane_ends_the_process(
 
     with pytest.raises(AgentError, match="lane network died"):
         dies()
+
+
+def test_it_is_told_once_that_nobody_is_subscribed(
+    rig: Rig, cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MQTT 5 section 2.4, 0x10: the broker has taken it, and nobody gets it."""
+    rig.max_age_s = 1.0
+    rig.push(cloud.policy(cloud.grant(ODOMETER)))
+    with rig.running() as daemon:
+        wait_for("the grant", lambda: daemon.plan.live)
+        record(rig, daemon, range(5))
+        wait_for("the broker's word", lambda: daemon.agent.counts["unheard"] >= 3)
+
+    told = [r for r in caplog.records if r.message == "nobody is subscribed"]
+    assert [record.__dict__["grant"] for record in told] == ["g1"]
