@@ -22,9 +22,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import can
 
@@ -32,7 +32,8 @@ from agent import daemon as daemon_module
 from agent.config import parse_config
 from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S
 from agent.daemon import Daemon
-from agent.edge.store import Store
+from agent.edge.store import Kept, NewEnvelope, Store
+from agent.errors import StoreError
 from agent.parts import load_parts
 from tests import car
 
@@ -81,12 +82,14 @@ def vehicle(config: Path, marks: Marks, *, is_fed: bool) -> None:
     """Run until killed."""
 
     class Marked(Store):
-        def append(self, grant_id: str, rev: int, **about: Any) -> int:
+        def append_all(self, arrived: Sequence[NewEnvelope]) -> list[Kept | StoreError]:
             marks[PHASE] = COMMIT
-            n = super().append(grant_id, rev, **about)
-            marks[FIRST_GRANT + GRANTS.index(grant_id)] = n
+            kept = super().append_all(arrived)
+            for new, one in zip(arrived, kept, strict=True):
+                if isinstance(one, Kept):
+                    marks[FIRST_GRANT + GRANTS.index(new.grant_id)] = one.n
             marks[PHASE] = OPEN
-            return n
+            return kept
 
     daemon_module.Store = Marked  # type: ignore[misc]
     parsed = parse_config(json.loads(config.read_text(encoding="utf-8")), config.parent)
