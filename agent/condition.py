@@ -3,17 +3,23 @@
 Rules:
  * A change of the state, errors and losses are told when they happen, repeats at most every 10 s
    with how many were held back: a broken bus must not fill the disk.
+ * A bus that is open and gives nothing for `SILENT_S` is silent. That is the rule in a parked
+   vehicle, so it is told as a fact and not as a fault, and at most every 10 minutes.
  * The socket's count of dropped frames comes from two sides, with each frame and when it is asked
    for; an older one is no news.
 """
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agent.core.bushealth import BusHealth, BusState, ErrorFrame, read_error
 from agent.core.model import Frame
 from agent.log import Repeats
+
+SILENT_S = 30.0  # What comes by itself on a vehicle's bus comes at least every 10 s.
+SILENCE_REPEAT_S = 600.0
 
 _U32 = 1 << 32
 _UNHEARD = {BusState.MISSING, BusState.DOWN, BusState.BUS_OFF}  # A data frame disproves these.
@@ -30,9 +36,18 @@ class Condition:
         frames: Frames that came.
     """
 
-    def __init__(self, bus: str) -> None:
+    def __init__(self, bus: str, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+        """Begin with a bus that is not open.
+
+        Args:
+            bus: Its name.
+            clock_s: Seconds that only rise.
+        """
         self._bus = bus
-        self._repeats = Repeats()
+        self._clock_s = clock_s
+        self._heard_s = clock_s()  # When something came, or the bus became active.
+        self._repeats = Repeats(clock_s=clock_s)
+        self._silences = Repeats(SILENCE_REPEAT_S, clock_s=clock_s)
         self.state = BusState.IDLE
         self.reconnects = 0
         self.frames = 0
@@ -68,10 +83,23 @@ class Condition:
         if errors:
             self._tell_errors()
         if frames:
+            self._heard_s = self._clock_s()
             self._last_frame_ns = frames[-1][0]
+            if self.state is BusState.SILENT:
+                self.enter(BusState.ACTIVE, self._last_frame_ns)
             # What lay in the socket when the trouble came proves nothing.
             if self.state in _UNHEARD and self._last_frame_ns > self._since_ns:
                 self.enter(BusState.ACTIVE, self._last_frame_ns)
+
+    def look(self, t_ns: int) -> None:
+        """Find out whether the bus has become silent; to be called every few seconds.
+
+        Args:
+            t_ns: Now, on the clock of the frames.
+        """
+        is_quiet = self._clock_s() - self._heard_s >= SILENT_S
+        if is_quiet and self.state is BusState.ACTIVE:
+            self.enter(BusState.SILENT, t_ns)
 
     def count_error(self, kind: str) -> None:
         """Count what an adapter complains of in words of its own."""
@@ -120,15 +148,23 @@ class Condition:
         before, self.state, self._since_ns = self.state, state, t_ns
         if state is before:
             return
+        if state is BusState.ACTIVE:
+            self._heard_s = self._clock_s()
         if state is BusState.IDLE:
             _log.info("bus closed", extra={"bus": self._bus})
             return
         if before is BusState.IDLE and state is BusState.ACTIVE:
             return  # Whoever opens it says so.
-        held_back = self._repeats.due(state)
+        is_silence = BusState.SILENT in (before, state)
+        held_back = (self._silences if is_silence else self._repeats).due(state)
         if held_back is None:
             return
-        if state is BusState.ACTIVE:
+        if state is BusState.SILENT:
+            _log.info(
+                "bus silent",
+                extra={"bus": self._bus, "for_s": int(SILENT_S), "held_back": held_back},
+            )
+        elif state is BusState.ACTIVE:
             _log.info(
                 "bus back",
                 extra={"bus": self._bus, "before": before.value, "held_back": held_back},

@@ -188,7 +188,9 @@ class Rig:
 
     def _daemon_listens(self) -> bool:
         assert self._daemon is not None, "it runs"
-        return all(bus.state is BusState.ACTIVE for bus in self._daemon.buses.health())
+        return all(
+            bus.state in (BusState.ACTIVE, BusState.SILENT) for bus in self._daemon.buses.health()
+        )
 
     def push(self, token: str | bytes) -> None:
         """Put a policy on the vehicle's topic, retained."""

@@ -15,7 +15,9 @@ from agent.core.telling import moment, span
 
 _COLOURS = {
     **dict.fromkeys(("active", "up", "known", "ok"), "green"),
-    **dict.fromkeys(("paused", "pending", "idle", "warning", "not known", "ends soon"), "yellow"),
+    **dict.fromkeys(
+        ("paused", "pending", "idle", "silent", "warning", "not known", "ends soon"), "yellow"
+    ),
     **dict.fromkeys(
         (
             "revoked",
@@ -123,7 +125,7 @@ def drawn(status: StatusReport) -> Iterable[str]:
         [
             (
                 *(bus.name, _shown(bus.state), f"{bus.frames:,}", f"{bus.lost_frames:,}"),
-                *(f"{bus.errors:,}", f"{bus.reconnects:,}"),
+                *(_errors(bus.errors), f"{bus.reconnects:,}"),
                 "never"
                 if bus.last_frame_s is None
                 else f"{span(max(0, status.now_s - bus.last_frame_s))} ago",
@@ -151,6 +153,12 @@ def drawn(status: StatusReport) -> Iterable[str]:
         ],
         style=_shown,
     )
+
+
+def _errors(kinds: Mapping[str, int]) -> str:
+    """Return how many, and of which kinds: these tell a wrong bit rate from a loose plug."""
+    told = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items()))
+    return f"{sum(kinds.values()):,}" + (f" ({told})" if told else "")
 
 
 def _row(name: str, *parts: str) -> str:

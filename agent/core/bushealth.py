@@ -22,11 +22,12 @@ ErrorFrame = tuple[int, int, bytes]  # (t_ns, canid_t, data)
 
 
 class BusState(StrEnum):
-    """What a bus can be in; the last six follow ISO 11898-1 and linux/can/error.h."""
+    """What a bus can be in; the last four follow ISO 11898-1 and linux/can/error.h."""
 
     IDLE = "idle"  # Nothing is granted, so it is not even open.
     MISSING = "missing"  # There is no such interface, or the adapter cannot be opened.
     DOWN = "down"
+    SILENT = "silent"  # It is open, and nothing of what is let in has come for a while.
     ACTIVE = "active"
     WARNING = "warning"
     PASSIVE = "passive"
@@ -55,10 +56,6 @@ class BusHealth:
     errors: Mapping[str, int] = field(default_factory=dict)
     reconnects: int = 0
     last_frame_ns: int | None = None
-
-    def silent_ns(self, now_ns: int) -> int | None:
-        """Return for how long no frame came; None before the first."""
-        return None if self.last_frame_ns is None else max(0, now_ns - self.last_frame_ns)
 
 
 @dataclass(frozen=True, slots=True)

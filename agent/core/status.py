@@ -5,7 +5,7 @@ names. Times are s since the epoch.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from agent.errors import AgentError
@@ -30,7 +30,7 @@ class BusStatus:
         frames: Handed over since the start.
         reconnects: How often it was lost, or could not be opened.
         lost_frames: That the process or the controller was too slow for, at the least.
-        errors: What the controller complained of.
+        errors: Kind of what the controller or the line complained of -> how often.
         last_frame_s: When the last frame came; None before the first.
     """
 
@@ -39,7 +39,7 @@ class BusStatus:
     frames: int
     reconnects: int
     lost_frames: int = 0
-    errors: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
     last_frame_s: int | None = None
 
 

@@ -167,6 +167,7 @@ class GnssReader:
     def _read(self, port: serial.Serial) -> None:
         while self._wanted.is_set() and not self._stop.is_set():
             self.turns += 1
+            self._condition.look(time.time_ns())
             wait_s = QUIET_S if self._rounds.is_open else POLL_S
             if not select.select([port], [], [], wait_s)[0]:
                 self._give(self._rounds.close())

@@ -172,6 +172,7 @@ class PyCanReader:
     def _read(self, bus: can.BusABC) -> None:
         while self._wanted.is_set() and not self._stop.is_set():
             self.turns += 1
+            self._condition.look(self._clock())
             message = self._receive(bus, POLL_S)
             chunk: list[Frame] = []
             errors: list[ErrorFrame] = []

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from agent.condition import Condition
+from agent.condition import SILENT_S, Condition
 from agent.core.bushealth import BusState, ErrorFrame
 from agent.core.model import CAN_ERR_FLAG, Frame
 
@@ -77,3 +77,67 @@ def test_a_broken_bus_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) ->
         "bus errors",
     ]
     assert condition.health().errors == {"protocol": 1000, "bus-off": 1000, "restarted": 1000}
+
+
+def test_a_bus_that_gives_nothing_for_a_while_is_silent_until_a_frame_comes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    now_s = [0.0]
+    condition = Condition("b", clock_s=lambda: now_s[0])
+    condition.enter(BusState.ACTIVE, 0)
+
+    for moment_s in (SILENT_S - 1, SILENT_S):
+        now_s[0] = moment_s
+        condition.look(5)
+    assert condition.health().state is BusState.SILENT
+    condition.note(*received(frames=(6,)))
+    assert condition.health().state is BusState.ACTIVE
+    now_s[0] += SILENT_S - 1
+    condition.look(7)
+    assert condition.health().state is BusState.ACTIVE
+
+    assert [(r.levelname, r.message) for r in caplog.records] == [
+        ("INFO", "bus silent"),
+        ("INFO", "bus back"),
+    ]
+
+
+def test_a_bus_that_is_silent_again_and_again_is_told_of_every_ten_minutes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    now_s = [0.0]
+    condition = Condition("b", clock_s=lambda: now_s[0])
+    condition.enter(BusState.ACTIVE, 0)
+
+    for n in range(2 * 3600 // int(SILENT_S)):
+        now_s[0] += SILENT_S
+        condition.look(n)
+        condition.note(*received(frames=(n,)))
+
+    told = [r.message for r in caplog.records]
+    assert told.count("bus silent") == told.count("bus back") == 12
+
+
+@pytest.mark.parametrize("state", [BusState.PASSIVE, BusState.BUS_OFF, BusState.DOWN])
+def test_a_bus_in_trouble_is_not_called_silent(state: BusState) -> None:
+    now_s = [0.0]
+    condition = Condition("b", clock_s=lambda: now_s[0])
+    condition.enter(state, 0)
+
+    now_s[0] = 10 * SILENT_S
+    condition.look(0)
+
+    assert condition.health().state is state
+
+
+def test_a_bus_that_was_just_opened_has_its_time_to_speak() -> None:
+    now_s = [0.0]
+    condition = Condition("b", clock_s=lambda: now_s[0])
+    now_s[0] = 10 * SILENT_S
+    condition.enter(BusState.ACTIVE, 0)
+
+    condition.look(0)
+
+    assert condition.health().state is BusState.ACTIVE

@@ -156,6 +156,7 @@ class SocketCanReader:
             while not self._stop.is_set():
                 self.turns += 1
                 with self._lock:
+                    self._condition.look(time.time_ns())
                     is_wanted = bool(self._filters)
                     if self._sock is None and is_wanted:
                         self._open()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.core.bushealth import BusHealth, BusState, read_error
+from agent.core.bushealth import BusState, read_error
 from agent.core.model import CAN_ERR_FLAG
 
 CONTROLLER = CAN_ERR_FLAG | 0x04
@@ -44,9 +44,3 @@ def test_frames_that_the_controller_lost_are_told_and_those_it_did_not_send_are_
     detail: int, overruns: int
 ) -> None:
     assert read_error(CONTROLLER, bytes((0, detail))).is_overrun == overruns
-
-
-def test_a_bus_is_silent_since_its_last_frame() -> None:
-    assert BusHealth("can0", BusState.ACTIVE).silent_ns(5) is None
-    assert BusHealth("can0", BusState.ACTIVE, last_frame_ns=3).silent_ns(5) == 2
-    assert BusHealth("can0", BusState.ACTIVE, last_frame_ns=7).silent_ns(5) == 0

@@ -32,7 +32,7 @@ REPORT = StatusReport(
     policy=PolicyStatus(epoch=1, ver=42, iat_s=1_795_468_800, until_s=1_798_060_800),
     lanes=(LaneStatus("capture", is_alive=True), LaneStatus("network", is_alive=False)),
     buses=(
-        BusStatus("powertrain", "active", 1_234_567, 2, 30, 4, 1_795_476_297),
+        BusStatus("powertrain", "active", 1_234_567, 2, 30, {"bus-error": 4}, 1_795_476_297),
         BusStatus("body", "idle", 0, 0),
     ),
     grants=(

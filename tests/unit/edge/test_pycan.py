@@ -10,6 +10,7 @@ from typing import Any
 import can
 import pytest
 
+from agent import condition
 from agent.core.bushealth import BusState
 from agent.core.canfilter import exact_filter
 from agent.core.model import NS_PER_S, NS_PER_US, Frame
@@ -228,3 +229,11 @@ def test_error_frames_of_other_adapters_are_counted_and_not_read() -> None:
         health = made.reader.health()
 
     assert (health.state, health.errors) == (BusState.ACTIVE, {"reported": 1})
+
+
+def test_an_adapter_that_gives_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(condition, "SILENT_S", 0.01)
+    Script(CHANNEL)
+
+    with listening() as made:
+        made.wait_for("the silence", lambda: made.reader.health().state is BusState.SILENT)

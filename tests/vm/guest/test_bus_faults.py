@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from agent import condition
 from agent.core.bushealth import BusState
 from agent.core.canfilter import exact_filter
 from tests.vm.guest.bus import EFF, ERR, Sender, extra_bus, ip, listened, wait_for
@@ -209,9 +210,22 @@ def test_a_silent_bus_wakes_nobody_and_says_since_when(tap: Tap) -> None:
         assert tap.reader.turns - before <= 1
         health = tap.reader.health()
         assert health.state is BusState.ACTIVE
-        silent_ns = health.silent_ns(time.time_ns())
-        assert silent_ns is not None
-        assert 3 * 10**9 <= silent_ns < 10 * 10**9
+        assert health.last_frame_ns is not None
+        assert 3 * 10**9 <= time.time_ns() - health.last_frame_ns < 10 * 10**9
+
+
+def test_a_bus_that_stays_silent_is_told_of_once_and_is_back_with_the_next_frame(
+    tap: Tap, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(condition, "SILENT_S", 2.0)
+    caplog.set_level(logging.INFO)
+    with extra_bus():
+        state_is(tap, BusState.ACTIVE)
+        state_is(tap, BusState.SILENT)
+        sees_a_frame(tap)
+        state_is(tap, BusState.ACTIVE)
+
+    assert [r.message for r in caplog.records].count("bus silent") == 1
 
 
 def test_a_bus_that_is_full_with_what_nobody_may_have_does_not_wake_the_process(tap: Tap) -> None:
