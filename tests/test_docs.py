@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from agent.cli.main import cli
 from agent.core import ledgerevent
+from agent.core.ask import Explain, Pause, Restrict, Resume, Status, parse_ask
 from agent.core.policy import parse_unsigned_policy
 from tests import car, docs
 from tests.docs import ROOT
@@ -287,6 +288,16 @@ def test_the_examples_of_the_commands_work_in_their_order(
     assert [result.exit_code for result in ended] == [0] * len(ended), ended
     assert len(examples) >= 2
     assert (tmp_path / "policy.jws").read_text().count(".") == 2
+
+
+def test_what_the_document_says_can_be_asked_of_the_agent_can_be() -> None:
+    """Each line that docs/operate.md shows, and no verb is left out."""
+    text = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    lines = re.findall(r'`(\{"verb": [^`]*\})`', text)
+
+    asked = {type(parse_ask(line.replace("…", "a.b.c").encode())) for line in lines}
+
+    assert asked == {Pause, Resume, Status, Explain, Restrict}
 
 
 def test_each_decision_is_numbered_and_says_what_is_bad_about_it() -> None:
