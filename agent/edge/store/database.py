@@ -6,14 +6,16 @@ Rules:
  * A transaction is on disk when it returns; when it raises, nothing of it happened.
  * Freed pages are zeroed (secure_delete). Old page images remain in the write-ahead log until
    `truncate_log`, so whoever erases calls it.
+ * A log may keep its room: emptied, it is as long as before, of zeros, which SQLite takes for no
+   log. So on a disk that others filled what needs no more room can still be written.
 """
 
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from agent.edge.store.directory import StateDirectory
+from agent.edge.store.directory import StateDirectory, keep_room
 from agent.edge.store.file import CORRUPT, DISK_HINT, Schema, open_file
 from agent.errors import StoreError
 
@@ -30,9 +32,22 @@ class Database:
     """
 
     def __init__(
-        self, directory: StateDirectory, name: str, schema: Schema, *, is_corrupt: bool = False
+        self,
+        directory: StateDirectory,
+        name: str,
+        schema: Schema,
+        *,
+        is_corrupt: bool = False,
+        log_bytes: int = 0,
     ) -> None:
         """Open the file, creating it where it is missing.
+
+        Args:
+            directory: Held.
+            name: Of the file.
+            schema: What is to be in it.
+            is_corrupt: It cannot be read: it is set aside and a new one begun.
+            log_bytes: Room that its log keeps when it is emptied.
 
         Raises:
             StoreError: A newer schema, or the disk refused.
@@ -42,6 +57,8 @@ class Database:
         with _translated(f"{name} cannot be opened"):
             opened = open_file(directory.path / name, schema, is_corrupt=is_corrupt)
         self._db, self.set_aside, self.is_lossy = opened.db, opened.set_aside, opened.is_lossy
+        self._log_bytes = log_bytes
+        self._keep_log_room()
 
     def close(self) -> None:
         """Close the file; twice is harmless."""
@@ -88,13 +105,18 @@ class Database:
                 raise
 
     def with_reserve(
-        self, step: Callable[[], _Result], *, first: Callable[[], None] = lambda: None
+        self,
+        step: Callable[[], _Result],
+        *,
+        first: Callable[[], None] = lambda: None,
+        but_bytes: int = 0,
     ) -> _Result:
         """Run a transaction; on a full disk once more, with the room that was kept for it.
 
         Args:
             step: The transaction.
             first: What makes room by itself before the second run.
+            but_bytes: So much of the room is not given.
 
         Raises:
             StoreError: What the last run raised.
@@ -104,7 +126,7 @@ class Database:
         except StoreError as exc:
             if not is_full(exc):
                 raise
-        self._directory.release_reserve()
+        self._directory.release_reserve(but_bytes=but_bytes)
         try:
             self.truncate_log()
             first()
@@ -130,11 +152,45 @@ class Database:
 
     def truncate_log(self) -> bool:
         """Copy the write-ahead log into the database and empty it; return whether that was done."""
+        is_done = self._checkpoint("TRUNCATE")
+        if is_done:
+            self._keep_log_room()
+        return is_done
+
+    def restart_log(self) -> bool:
+        """Copy the log into the database; what is written next takes the place of the old log."""
+        return self._checkpoint("RESTART")
+
+    def shrink(self) -> None:
+        """Give all free pages back to the disk, if it lets us; for a file with little in it."""
+        # First the zeros of freed pages go into the file: what is cut off was erased.
+        if self.truncate_log():
+            with suppress(sqlite3.Error):
+                self._db.execute("VACUUM")
+            self.truncate_log()
+
+    def free_bytes(self) -> int:
+        """Return how much room there is in the file that it can use without the disk's.
+
+        Raises:
+            StoreError: SQLite refused.
+        """
+        ((pages,),), ((page_bytes,),) = (
+            self.rows(f"PRAGMA {what}") for what in ("freelist_count", "page_size")
+        )
+        return int(pages) * int(page_bytes)
+
+    def _checkpoint(self, mode: str) -> bool:
         try:
-            busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy, _, _ = self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error:
             return False
         return not busy
+
+    def _keep_log_room(self) -> None:
+        if self._log_bytes:
+            with suppress(OSError):
+                keep_room(self._directory.path / f"{self._name}-wal", self._log_bytes)
 
     def scrub(self) -> bool:
         """Do `truncate_log`, on a full disk with the room of the reserve."""

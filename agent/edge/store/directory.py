@@ -7,8 +7,8 @@
 
 Rules:
  * One process: a lock file keeps every other one out.
- * On a full disk the reserve file gives its room to what ends consent, never to envelopes. What is
-   left is kept again at once, before another writer takes it.
+ * On a full disk the reserve file gives its room to what ends consent; the last of it to nothing
+   else. What is left is kept again at once, before another writer takes it.
 """
 
 import fcntl
@@ -19,7 +19,8 @@ from pathlib import Path
 
 from agent.errors import StoreBusy, StoreError
 
-RESERVE_BYTES = 4 * 1024 * 1024  # A policy of 64 KiB and the log of a piecewise erasure, with room.
+CONSENT_BYTES = 4 << 20  # A policy of 64 KiB and the log of a piecewise erasure, with room.
+RESERVE_BYTES = CONSENT_BYTES + (2 << 20)  # And once the room for the spool's log.
 _PAGE_BYTES = 4096
 
 
@@ -28,6 +29,7 @@ class StateDirectory:
 
     Attributes:
         path: Where it is.
+        is_roomy: The reserve is whole. While it is not, nothing else may take room.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,11 +42,13 @@ class StateDirectory:
         self.path = path
         _check_directory(path)
         self._lock = _take_lock(path)
+        self.is_roomy = False
         self.fill_reserve()
 
     def close(self) -> None:
         """Let others in."""
         if self._lock >= 0:
+            self.fill_reserve()  # With the room of the logs, which are removed when files close.
             os.close(self._lock)
             self._lock = -1
 
@@ -67,39 +71,49 @@ class StateDirectory:
             raise StoreError(f"state directory {self.path}: {exc.strerror}") from exc
         return found.f_bavail * found.f_frsize
 
-    def release_reserve(self) -> None:
-        """Give the kept room to whoever needs it now."""
+    def release_reserve(self, *, but_bytes: int = 0) -> None:
+        """Give the kept room to whoever needs it now.
+
+        Args:
+            but_bytes: So much of it is not given.
+        """
+        path = self.path / "reserve"
         with suppress(OSError):
-            os.truncate(self.path / "reserve", 0)
+            os.truncate(path, min(but_bytes, path.stat().st_size))
 
     def fill_reserve(self) -> None:
         """Keep the room again, as much of it as there is."""
         # On a full disk there is none until room is made; that is no reason to stop.
+        self.is_roomy = False
         with suppress(OSError):
-            fd = os.open(self.path / "reserve", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _grow(fd)
-            finally:
-                os.close(fd)
+            self.is_roomy = keep_room(self.path / "reserve", RESERVE_BYTES)
 
 
-def _grow(fd: int) -> None:
-    """Make the reserve as long as it should be, or as long as the disk allows.
+def keep_room(path: Path, size_bytes: int) -> bool:
+    """Make a file as long as that, with zeros and blocks of its own, or as the disk allows.
+
+    Returns:
+        Whether it is as long now.
 
     Raises:
-        OSError: The disk does not say how long it is.
+        OSError: It cannot be opened.
     """
-    size = os.fstat(fd).st_size
-    step = RESERVE_BYTES - size
-    while step > 0:
-        # All or nothing: what a full disk has left is found by halving.
-        try:
-            os.posix_fallocate(fd, size, step)
-        except OSError:
-            step = step // 2 if step >= 2 * _PAGE_BYTES else 0
-        else:
-            size += step
-            step = min(step, RESERVE_BYTES - size)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        step = size_bytes - size
+        while step > 0:
+            # All or nothing: what a full disk has left is found by halving.
+            try:
+                os.posix_fallocate(fd, size, step)
+            except OSError:
+                step = step // 2 if step >= 2 * _PAGE_BYTES else 0
+            else:
+                size += step
+                step = min(step, size_bytes - size)
+    finally:
+        os.close(fd)
+    return size >= size_bytes
 
 
 def _check_directory(directory: Path) -> None:

@@ -8,12 +8,27 @@ Rules:
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 from agent.edge.store.database import Database
 from agent.edge.store.value import GapReason, StoredGap
 
 MANY = 200  # Runs of numbers that are noted one by one.
 Note = tuple[str, str, int, int]  # grant id, recipient, first n, last n
+
+
+@dataclass(frozen=True, slots=True)
+class Unstored:
+    """Envelopes of a grant that the disk refused, and not even a gap could be noted.
+
+    Attributes:
+        envelopes: How many. They have no numbers yet.
+        at_ns: When the last of them was refused.
+    """
+
+    recipient: str
+    envelopes: int
+    at_ns: int
 
 
 def islands(rows: Iterable[tuple[str, str, int]]) -> list[Note]:

@@ -7,19 +7,21 @@ Rules:
    the recipient is told of.
  * When it is full the grant whose classes go first gives way, its oldest envelope first.
  * An append is one transaction and one fsync, however many envelopes it brings.
- * What has been erased is gone from the file and its log.
+ * What consent does not cover any more is gone from the file and its log at once; what was
+   delivered or gave way under it, within a minute (`Upkeep`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from agent.edge.store import gaps, grants
-from agent.edge.store.database import Database
-from agent.edge.store.directory import StateDirectory
-from agent.edge.store.gaps import Note
+from agent.edge.store.database import Database, is_full
+from agent.edge.store.directory import CONSENT_BYTES, StateDirectory
+from agent.edge.store.gaps import Note, Unstored
 from agent.edge.store.marks import AHEAD
 from agent.edge.store.room import Room
 from agent.edge.store.tables import SPOOL, pad_bytes
+from agent.edge.store.upkeep import Upkeep
 from agent.edge.store.value import (
     Kept,
     LiveGrant,
@@ -39,6 +41,7 @@ PIECE_ROWS = (
 NAME = "spool.db"
 GENERATION = "generation"
 NEVER_NS = 1 << 62
+LOG_BYTES = 1 << 20  # Room that the log keeps: SQLite copies it into the file at 1,000 pages.
 _Doomed = tuple[str, int]
 
 
@@ -65,10 +68,12 @@ class Spool:
         """
         self._directory = directory
         self._limits = limits
-        self._db = Database(directory, NAME, SPOOL, is_corrupt=is_corrupt)
+        self._db = Database(directory, NAME, SPOOL, is_corrupt=is_corrupt, log_bytes=LOG_BYTES)
         self.set_aside = self._db.set_aside
         self.evicted: dict[str, Tally] = {}
+        self._upkeep = Upkeep(self._db, directory)
         self._told: set[int] = set()  # Gaps that were handed out: they grow no more.
+        self._unstored: dict[str, Unstored] = {}
         self._live = {grant.grant_id: grant for grant in grants.live(self._db)}
         rows = self._db.rows(
             "SELECT grant_id, count(*), sum(size_bytes) FROM spool GROUP BY grant_id"
@@ -167,6 +172,8 @@ class Spool:
         for grant_id in erased:
             del self._tallies[grant_id]
         self._live = {grant.grant_id: grant for grant in live}
+        # They had no numbers yet, so the recipient of a grant that has ended misses none.
+        self._unstored = {g: u for g, u in self._unstored.items() if g in self._live}
         if not doomed:
             return {}, True
         # Nobody can say whose envelopes lie in a file that could not be read.
@@ -181,18 +188,50 @@ class Spool:
         """
         for new in arrived:
             self._check_live(new)
+        if not self._directory.is_roomy:
+            self._directory.fill_reserve()
+        try:
+            return self._keep_all(arrived, may_grow=True)
+        except StoreError as exc:
+            # Of several each comes again by itself.
+            if len(arrived) > 1 or not is_full(exc):
+                raise
+        # What has been copied into the file leaves its room in the log to what is written next.
+        self._db.restart_log()
+        try:
+            return self._db.with_reserve(
+                lambda: self._keep_all(arrived, may_grow=False), but_bytes=CONSENT_BYTES
+            )
+        except StoreError as exc:
+            if is_full(exc):
+                self._keep_in_mind(arrived[0])
+            raise
+
+    def _keep_all(self, arrived: Sequence[NewEnvelope], *, may_grow: bool) -> list[Kept]:
+        """Keep all, or where one should be its gap, in one commit."""
         tallies, next_ns = dict(self._tallies), self._next_ns
         evicted: dict[str, Tally] = {}
+        names = {new.grant_id for new in arrived}
         try:
             with self._db.transaction():
-                kept = [self._append(new, evicted) for new in arrived]
+                for grant_id in names:
+                    self._number_unstored(grant_id)
+                kept = [self._append(new, evicted, may_grow=may_grow) for new in arrived]
         except BaseException:
             self._tallies, self._next_ns = tallies, next_ns
             raise
+        for grant_id in names:
+            self._unstored.pop(grant_id, None)
         self.evicted = _sum_of(self.evicted, evicted)
         if evicted:
-            self._db.scrub()
+            self._upkeep.has_traces = True
         return kept
+
+    def _keep_in_mind(self, new: NewEnvelope) -> None:
+        """Count what the disk refused, until a gap can be noted."""
+        before = self._unstored.get(new.grant_id)
+        envelopes = 1 if before is None else before.envelopes + 1
+        self._unstored[new.grant_id] = Unstored(new.recipient, envelopes, new.created_ns)
 
     def _check_live(self, new: NewEnvelope) -> None:
         grant = self._live.get(new.grant_id)
@@ -200,13 +239,15 @@ class Spool:
             found = "not live" if grant is None or grant.rev != new.rev else grant.state
             raise StoreError(f"grant {new.grant_id} rev {new.rev} is {found}, expected active")
 
-    def _append(self, new: NewEnvelope, evicted: dict[str, Tally]) -> Kept:
+    def _append(self, new: NewEnvelope, evicted: dict[str, Tally], *, may_grow: bool) -> Kept:
         """Keep one, in a transaction; add to `evicted` what gave way."""
         grant = self._live[new.grant_id]
         expires_ns = self._limits.expires_ns(grant.classes, new.created_ns, new.expires_ns)
         n = self._draw(new.grant_id, new.recipient)
         envelope = new.seal(n)
-        free = self._directory.free_bytes() if self._limits.min_free_bytes else 0
+        free = None if may_grow and self._directory.is_roomy else 0
+        if free is None and self._limits.min_free_bytes:
+            free = self._directory.free_bytes()
         room = Room(self._db, self._limits, self._live, self._tallies)
         gone, fits = room.make(grant, len(envelope), new.created_ns, free=free, told=self._told)
         self._subtract(gone)
@@ -235,6 +276,30 @@ class Spool:
             gone = gone | _sum([(new.grant_id, len(envelope))])
         evicted.update(_sum_of(evicted, gone))
         return Kept(n, len(envelope))
+
+    def number_unstored(self, mark: Callable[[str, str, int], None]) -> None:
+        """Note the gaps of what the disk refused, once it has room for that.
+
+        Args:
+            mark: Called with grant, recipient and highest number before these are on disk.
+
+        Raises:
+            StoreError: It still has none.
+        """
+        for grant_id in list(self._unstored):
+            with self._db.transaction():
+                mark(grant_id, *self._number_unstored(grant_id))
+            del self._unstored[grant_id]
+
+    def _number_unstored(self, grant_id: str) -> tuple[str, int]:
+        """Draw the numbers of what the disk refused, as a gap; return recipient and the last."""
+        unstored = self._unstored.get(grant_id)
+        if unstored is None:
+            return "", 0
+        numbers = [self._draw(grant_id, unstored.recipient) for _ in range(unstored.envelopes)]
+        note = (grant_id, unstored.recipient, numbers[0], numbers[-1])
+        gaps.keep(self._db, [note], "evicted", unstored.at_ns, told=self._told)
+        return unstored.recipient, numbers[-1]
 
     def pending(
         self,
@@ -289,12 +354,14 @@ class Spool:
                 ]
 
         gone = _sum(self._db.with_reserve(step))
+        self._upkeep.has_traces = True
         self._told.difference_update(row_ids)
         self._subtract(gone)
         return gone
 
     def expire(self, now_ns: int) -> Mapping[str, Tally]:
         """Erase envelopes whose time has passed, and note the gap; see `Store`."""
+        self._upkeep.turn(now_ns, is_empty=not self._tallies)
         if now_ns < self._next_ns:
             return {}
 

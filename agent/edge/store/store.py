@@ -24,7 +24,7 @@ from typing import Self, TypeVar
 
 from agent.edge.store import grants, marks, overlays
 from agent.edge.store.consent import FLOOR_NS, ConsentFile
-from agent.edge.store.database import is_corrupt
+from agent.edge.store.database import is_corrupt, is_full
 from agent.edge.store.directory import StateDirectory
 from agent.edge.store.file import NewerState
 from agent.edge.store.migration import migrate
@@ -248,8 +248,7 @@ class Store(ConsentFile):
         """Keep one envelope, see `NewEnvelope`; return its number.
 
         Raises:
-            StoreError: The grant is not live and active under this rev; the disk is full, or the
-                spool cannot be used. Nothing was written and n is not used up.
+            StoreError: Why it could not be kept.
         """
         new = NewEnvelope(grant_id, rev, recipient, created_ns, expires_ns, seal, once)
         (kept,) = self.append_all([new])
@@ -266,7 +265,8 @@ class Store(ConsentFile):
         Returns:
             For each what it became, or why it could not be kept: its grant is not live and active
             under its rev; the disk is full, or the spool cannot be used. Then nothing of it was
-            written, and its number is not used up.
+            written. What a full disk refused is a gap before its grant's next number, and noted
+            as soon as that can be written.
         """
         if not arrived:
             return []
@@ -323,9 +323,21 @@ class Store(ConsentFile):
     def expire(self, now_ns: int) -> Mapping[str, Tally]:
         """Erase envelopes whose retention has passed (expires_ns ≤ now); return what, per grant.
 
+        To be called at every turn: it also clears traces, and notes the gaps of what could not be
+        stored.
+
         When the disk refuses nothing is erased, and the next call tries again.
         """
-        return self._read(lambda spool: spool.expire(now_ns), {})
+
+        def step(spool: Spool) -> Mapping[str, Tally]:
+            try:
+                spool.number_unstored(self._mark)
+            except StoreError as exc:
+                if not is_full(exc):
+                    raise
+            return spool.expire(now_ns)
+
+        return self._read(step, {})
 
     def take_evicted(self) -> Mapping[str, Tally]:
         """Return what gave way in a full spool since this was last asked, per grant."""

@@ -170,6 +170,11 @@ def pad_bytes(columns: tuple[int | str, ...], envelope_bytes: int) -> int:
     return record - before - envelope_bytes
 
 
+def own_page_bytes(envelope_bytes: int) -> int:
+    """Return how much the pages take that an envelope has to itself, with names of usual length."""
+    return -(-(envelope_bytes + _LEAST_LOCAL) // _USABLE) * PAGE_BYTES
+
+
 def _integer_bytes(value: int) -> int:
     """Return how many bytes an integer takes in a record (section 2.1)."""
     if value in (0, 1):

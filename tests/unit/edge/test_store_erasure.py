@@ -1,11 +1,13 @@
 """Erasing while grants live: the policy has expired, somebody at the vehicle asks; and looking."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from agent.core.model import NS_PER_S
 from agent.edge.store import (
     FLOOR_NS,
     ClassLimit,
@@ -462,13 +464,64 @@ def test_what_comes_after_an_erasure_stays(store: Store, directory: Path) -> Non
         assert len(again.pending(9)) == 1
 
 
-def test_what_gave_way_leaves_no_traces(directory: Path) -> None:
+def test_what_gave_way_or_was_delivered_leaves_traces_for_a_minute_at_most(
+    directory: Path,
+) -> None:
+    """Its consent lives; the log is not emptied for each envelope."""
+    minute = 60 * NS_PER_S
     with Store.open(directory, limits=SpoolLimits(max_bytes=300)) as store:
-        with_grants(store, "gr_a")
+        with_grants(store, "gr_a", "gr_b")
+        store.expire(minute)
         put(store, "gr_a", SECRET)
-        assert traces(directory, [SECRET]) == [0]
-
         put(store, "gr_a", b"x" * 200)
-
         assert store.counts() == {"gr_a": Tally(1, 200)}
+        store.expire(2 * minute - 1)
+        assert traces(directory, [SECRET]) == [0]
+        store.expire(2 * minute)
         assert traces(directory, [SECRET]) == []
+
+        put(store, "gr_a", SECRET)
+        store.delivered([row.row_id for row in store.pending(9)])
+        store.expire(minute)  # The clock was set back.
+        assert traces(directory, [SECRET]) == []
+
+
+def test_what_gave_way_leaves_no_traces_when_a_grant_ends_or_the_agent_starts(
+    directory: Path,
+) -> None:
+    limits = SpoolLimits(max_bytes=300)
+    with Store.open(directory, limits=limits) as store:
+        with_grants(store, "gr_a", "gr_b")
+        put(store, "gr_a", SECRET)
+        put(store, "gr_b", b"x" * 200)
+        assert traces(directory, [SECRET]) == [0]
+        store.end_grants([Tombstone("gr_a", "expired")], 0)
+        assert traces(directory, [SECRET]) == []
+
+        put(store, "gr_b", SECRET)
+        put(store, "gr_b", b"x" * 200)
+        copied = directory.parent / "killed"
+        shutil.copytree(directory, copied)
+    assert traces(copied, [SECRET]) == [0]
+    with Store.open(copied, limits=limits):
+        assert traces(copied, [SECRET]) == []
+
+
+def test_a_file_in_which_nothing_waits_any_more_gives_its_pages_back(directory: Path) -> None:
+    with Store.open(directory) as store:
+        with_grants(store, "gr_a")
+        store.expire(0)
+        for _ in range(50):
+            put(store, "gr_a", bytes(100_000))
+        store.scrub()
+        long = (directory / "spool.db").stat().st_size
+        store.delivered([row.row_id for row in store.pending(49)])
+        store.expire(60 * NS_PER_S)
+        assert (directory / "spool.db").stat().st_size == long
+
+        store.delivered([row.row_id for row in store.pending(9)])
+        store.expire(120 * NS_PER_S)
+
+        assert (directory / "spool.db").stat().st_size < 100_000 < long
+        assert put(store, "gr_a") == 51
+        assert store.faults() == ()

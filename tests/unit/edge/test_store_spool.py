@@ -1,7 +1,9 @@
 """The spool's limits, its gaps, and that it follows the consent whatever happens to it."""
 
 import random
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +153,64 @@ def test_room_is_left_to_others_on_the_disk(directory: Path) -> None:
         put(store, "gr_a", b"x" * 100)
 
         assert numbers(store) == [("gr_a", n) for n in range(2, 12)]
+
+
+def test_what_is_free_in_the_file_is_used_before_others_give_way(directory: Path) -> None:
+    """After an outage the file has pages enough, though the disk has not."""
+    with Store.open(directory) as store:
+        with_grants(store, "gr_a")
+        for _ in range(30):
+            put(store, "gr_a", b"x" * 3000)
+        store.delivered([row.row_id for row in store.pending(20)])
+    with Store.open(directory, limits=SpoolLimits(min_free_bytes=1 << 60)) as store:
+        for _ in range(18):
+            put(store, "gr_a", b"x" * 3000)
+        assert numbers(store) == [("gr_a", n) for n in range(21, 49)]
+        size = (directory / "spool.db").stat().st_size
+        for _ in range(30):
+            put(store, "gr_a", b"x" * 3000)
+        store.scrub()
+
+        assert len(numbers(store)) == 30 - 1
+        assert (directory / "spool.db").stat().st_size == size
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Let no file of this process be written, which SQLite reports as it does a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_refuses_altogether_is_a_gap_as_soon_as_one_can_be_noted(
+    store: Store, directory: Path
+) -> None:
+    """Of a grant that has ended meanwhile no number was drawn, so none is missing."""
+    with_grants(store, "gr_a", "gr_b", "gr_c")
+    for name in ("gr_a", "gr_b", "gr_c"):
+        put(store, name)
+    with no_room():
+        for name in ("gr_a", "gr_a", "gr_b", "gr_c"):
+            with pytest.raises(StoreError, match=r"SQLITE_(FULL|IOERR_WRITE)"):
+                put(store, name, created_ns=7)
+        assert store.expire(8) == {}
+    assert noted(store) == []
+    assert put(store, "gr_b") == 3
+    store.end_grants([Tombstone("gr_c", "expired")], 9)
+
+    store.expire(10)
+
+    evicted = [gap for gap in store.gaps(9) if gap.why == "evicted"]
+    assert [(g.grant_id, g.first_n, g.last_n, g.at_ns) for g in evicted] == [
+        *(("gr_b", 2, 2, 7), ("gr_a", 2, 3, 7))
+    ]
+    store.close()
+    with Store.open(directory) as again:
+        assert [put(again, name) for name in ("gr_a", "gr_b")] == [4, 4]
 
 
 def test_no_limit_is_no_eviction(store: Store) -> None:
@@ -365,18 +425,23 @@ def test_the_newest_may_go_first(directory: Path) -> None:
         assert [row.envelope for row in store.pending(3)] == [b"4", b"3", b"2"]
 
 
-def test_an_append_is_one_commit_of_few_pages(directory: Path) -> None:
-    """Flash wears by what is written: the log grows by six pages of 1 KiB for a short envelope."""
-    with Store.open(directory) as store:
+@pytest.mark.parametrize(("max_bytes", "pages"), [(None, 7), (20 * 500, 9)])
+def test_an_append_is_one_commit_of_few_pages(
+    directory: Path, max_bytes: int | None, pages: int
+) -> None:
+    """Flash wears by what is written: six pages of 1 KiB for a short envelope, more when full."""
+    with Store.open(directory, limits=SpoolLimits(max_bytes=max_bytes)) as store:
         with_grants(store, "gr_a")
         for _ in range(20):
             put(store, "gr_a", bytes(500))
         store.scrub()
         for _ in range(20):
             put(store, "gr_a", bytes(500))
-        log = (directory / "spool.db-wal").stat().st_size
+        spool = store._spool
+        assert spool is not None
+        ((_, frames, _),) = spool._db.rows("PRAGMA wal_checkpoint")
 
-        assert log / 20 < 7 * (1024 + 24)
+        assert frames / 20 < pages
         assert (directory / "consent.db-wal").stat().st_size == 0
 
 
@@ -387,7 +452,7 @@ def test_what_closes_together_is_one_commit(directory: Path) -> None:
         put_together(store, "gr_a", "gr_b")
         store.scrub()
         kept = put_together(store, *["gr_a", "gr_b"] * 8)
-        log = (directory / "spool.db-wal").read_bytes()
+        log = (directory / "spool.db-wal").read_bytes().rstrip(bytes(1))
 
     commits = [log[at + 4 : at + 8] for at in range(32, len(log), 1024 + 24)]
     assert sum(size != bytes(4) for size in commits) == 1, "SQLite's file format, section 4.1"
