@@ -1,12 +1,19 @@
 """Bytes of a serial line to sentences: garbage, checksums, fixes."""
 
+import termios
+
 import pytest
+import serial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.bushealth import BusState
+from agent.core.canfilter import exact_filter
 from agent.core.gnss import Sentence
-from agent.edge.gnss import MAX_LINE, Lines
+from agent.edge import gnss
+from agent.edge.gnss import MAX_LINE, GnssReader, Lines
 from tests.nmea import gga, rmc, sentence
+from tests.rig import wait_for
 
 
 def heard(*parts: bytes) -> tuple[list[Sentence], dict[str, int]]:
@@ -142,3 +149,25 @@ def test_any_fields_with_a_right_checksum_are_borne(kind: str, said: list[str]) 
     body = ",".join([f"GP{kind}", *said]).replace("*", "").replace("$", "")
 
     heard(sentence(body))
+
+
+def test_a_receiver_that_is_unplugged_while_it_is_opened_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pyserial lets termios.error out then, which is no OSError."""
+
+    def vanish(*_: object, **__: object) -> None:
+        raise termios.error(5, "Input/output error")
+
+    monkeypatch.setattr(serial, "Serial", vanish)
+    monkeypatch.setattr(gnss, "MIN_PAUSE_S", 0.01)
+    reader = GnssReader("gnss", channel="/dev/ttyACM0", options={}, sink=lambda _: None)
+    reader.set_filters([exact_filter(1)])
+    reader.start()
+    try:
+        wait_for("two tries", lambda: reader.failure or reader.health().reconnects >= 2)
+
+        assert reader.failure is None
+        assert reader.health().state is BusState.MISSING
+    finally:
+        reader.close()
