@@ -44,12 +44,13 @@ class Seen:
 class Auditor:
     """A subscriber on all topics that keeps every message. A context manager."""
 
-    def __init__(self, *, port: int, tls: Any) -> None:
+    def __init__(self, *, port: int, tls: Any, host: str = "localhost") -> None:
         """Connect and subscribe.
 
         Args:
-            port: Of the broker on loopback.
+            port: Of the broker.
             tls: An `ssl.SSLContext` with the auditor's certificate.
+            host: Of the broker.
 
         Raises:
             UplinkError: The broker does not let it in.
@@ -66,7 +67,7 @@ class Auditor:
         self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._keep
-        self._client.connect("localhost", port)
+        self._client.connect(host, port)
         self._client.loop_start()
         if not self._ready.wait(_CONNECT_S):
             raise UplinkError("the demo's auditor was not let in by the broker")

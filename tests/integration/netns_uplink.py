@@ -1,11 +1,9 @@
 """Vehicle and broker in two network namespaces; run by test_uplink_netns.py inside the first."""
 
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -13,57 +11,9 @@ from tests.broker import Broker
 from tests.driven import Spooled, spool, tls_config
 from tests.peer import Peer, wait_until
 from tests.pki import Pki, context
+from tests.wire import THERE, Link
 
-HERE, THERE = "10.9.0.1", "10.9.0.2"
 COUNT = 600
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
-
-
-class Link:
-    """Two ends of a wire; the far one is in a namespace of its own. A context manager."""
-
-    def __enter__(self) -> Self:
-        self._holder = subprocess.Popen(["unshare", "-n", "sleep", "600"])
-        mine = Path("/proc/self/ns/net").readlink()
-        there = Path(f"/proc/{self._holder.pid}/ns/net")
-        wait_until(lambda: there.readlink() != mine)
-        self.inside = ("nsenter", "-t", str(self._holder.pid), "-n")
-        ip("link", "set", "lo", "up")
-        ip("link", "add", "name", "here", "type", "veth", "peer", "name", "there")
-        ip("link", "set", "there", "netns", str(self._holder.pid))
-        ip("addr", "add", f"{HERE}/24", "dev", "here")
-        ip("link", "set", "here", "up")
-        for words in (
-            ("link", "set", "lo", "up"),
-            ("addr", "add", f"{THERE}/24", "dev", "there"),
-            ("link", "set", "there", "up"),
-        ):
-            subprocess.run([*self.inside, "ip", *words], check=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._holder.kill()
-        self._holder.wait(10)
-
-    def lose(self, kind: str) -> None:
-        """Take the wire away: our end goes down, or the far one loses its address in silence."""
-        if kind == "down":
-            ip("link", "set", "here", "down")
-        else:
-            self._far("addr", "del", f"{THERE}/24", "dev", "there")
-
-    def find(self, kind: str) -> None:
-        """Bring it back."""
-        if kind == "down":
-            ip("link", "set", "here", "up")
-        else:
-            self._far("addr", "add", f"{THERE}/24", "dev", "there")
-
-    def _far(self, *words: str) -> None:
-        subprocess.run([*self.inside, "ip", *words], check=True)
 
 
 @pytest.fixture

@@ -14,11 +14,18 @@ collect_ignore_glob = [] if ENGINE else ["*"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep those that are for this engine: marked `qemu` there, the others on user-mode-linux."""
+    """Keep those that are for this engine: marked `qemu` there, the others on user-mode-linux.
+
+    Those marked `long` are kept when they are asked for: `-m long`.
+    """
     if ENGINE is None:
         return  # Outside of the guest; pytest hands over the tests of all folders.
+    is_long = "long" in config.option.markexpr
     kept = [
-        item for item in items if (item.get_closest_marker("qemu") is None) == (ENGINE == "uml")
+        item
+        for item in items
+        if (item.get_closest_marker("qemu") is None) == (ENGINE == "uml")
+        and (is_long or item.get_closest_marker("long") is None)
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept

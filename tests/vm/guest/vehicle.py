@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -11,11 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+import tests.broker
 from agent.core.model import Sample
 from agent.demo.broker import Broker
 from agent.demo.judge import Auditor
 from tests import car, docs
 from tests.cloud import VEHICLE, Cloud
+from tests.pki import Pki, context
+from tests.wire import THERE, Link
 
 WAIT_S = 30.0
 MAX_AGE_S = 1.0
@@ -38,7 +42,7 @@ mapping = "vehicle.vspec"
 [batch]
 max_age_s = {max_age_s}
 [uplink]
-host = "localhost"
+host = "{host}"
 port = {port}
 ca = "broker-ca.pem"
 certificate = "vehicle.pem"
@@ -80,18 +84,54 @@ def reinstall() -> None:
     shutil.rmtree(checkout)
 
 
+class FarBroker:
+    """A broker at the other end of a wire, with a door for vehicles and one for the platform."""
+
+    host = THERE
+
+    def __init__(self, folder: Path, link: Link) -> None:
+        self._pki = Pki(folder / "pki")
+        self._broker = tests.broker.Broker(
+            folder / "broker",
+            self._pki,
+            certificate=self._pki.broker(THERE),
+            host=THERE,
+            prefix=link.inside,
+        )
+        self.port, self.backend_port = self._broker.port, self._broker.backend_port
+        self.start, self.stop = self._broker.start, self._broker.stop
+
+    def tls(self, name: str) -> ssl.SSLContext:
+        return context(self._pki.client(name, self._pki.backend))
+
+    def write_client(self, name: str, folder: Path) -> None:
+        files = self._pki.vehicle(name)
+        shutil.copyfile(files.ca, folder / "ca.pem")
+        shutil.copyfile(files.certificate, folder / "client.pem")
+        shutil.copyfile(files.private_key, folder / "client.key")
+
+
 class Vehicle:
     """One vehicle: settings, broker, unit. What goes out is opened with the recipient's key."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, more: str = "", broker: FarBroker | None = None) -> None:
+        """Set it up.
+
+        Args:
+            folder: For its files.
+            more: Lines at the end of agent.toml.
+            broker: None: one on loopback.
+        """
         self.started = ""
+        self.more = more
         self.millions = itertools.count(1)
         self._opened: dict[bytes, list[Sample]] = {}
         self.cloud = Cloud()
         self.cloud.now_s = int(time.time())
-        self.broker = Broker(folder / "broker")
+        self.broker = broker or Broker(folder / "broker")
         self.broker.start()
-        self.auditor = Auditor(port=self.broker.port, tls=self.broker.tls("auditor"))
+        host, port = door(self.broker)
+        self.auditor = Auditor(host=host, port=port, tls=self.broker.tls("auditor"))
         self.auditor.__enter__()
         settings = folder / "settings"
         settings.mkdir()
@@ -107,10 +147,15 @@ class Vehicle:
         sh(f"cd {settings}; {install_files}")
         self.found = sh(check)
 
-    def configure(self) -> None:
-        (SETTINGS / "agent.toml").write_text(
-            TOML.format(vehicle=VEHICLE, port=self.broker.port, max_age_s=MAX_AGE_S)
+    def configure(self, *, port: int | None = None) -> None:
+        """Write agent.toml; with a port, the way to the broker leads over that one."""
+        text = TOML.format(
+            vehicle=VEHICLE,
+            host=door(self.broker)[0],
+            port=port or self.broker.port,
+            max_age_s=MAX_AGE_S,
         )
+        (SETTINGS / "agent.toml").write_text(text + self.more)
 
     def close(self) -> None:
         # The next one has other keys: it must not find this one's policy.
@@ -179,12 +224,19 @@ class Vehicle:
         return sh("journalctl -u consentry -o cat --no-pager")
 
 
-def push(broker: Broker, token: str) -> None:
+def door(broker: Broker | FarBroker) -> tuple[str, int]:
+    """Return where platform and auditor connect."""
+    if isinstance(broker, FarBroker):
+        return broker.host, broker.backend_port
+    return "localhost", broker.port
+
+
+def push(broker: Broker | FarBroker, token: str) -> None:
     import paho.mqtt.client as mqtt  # noqa: PLC0415 - as tests/rig.py does
 
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
     client.tls_set_context(broker.tls("platform"))
-    client.connect("localhost", broker.port)
+    client.connect(*door(broker))
     client.loop_start()
     client.publish(f"consentry/v1/{VEHICLE}/policy", token, qos=1, retain=True).wait_for_publish(
         WAIT_S
