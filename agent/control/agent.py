@@ -19,7 +19,7 @@ Rules:
 import logging
 import queue
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from agent.control.consent import Consent
@@ -186,7 +186,7 @@ class Agent:
         self._publisher.settle(arrived, self._now().now_ns)
         if len(arrived) < len(events):
             self._publisher.erase()
-        for event in events:
+        for event in _joined(events):
             self._handle(event)
         now = self._now()
         if abs(now.boot_ns - self._ticked_ns) >= TICK_S * NS_PER_S or self._consent.is_due(now):
@@ -212,7 +212,7 @@ class Agent:
 
     def finish(self) -> None:
         """Seal and store the batches that still lie in the queue; nothing else is done."""
-        for event in self._take(0.0):
+        for event in _joined(self._take(0.0)):
             if isinstance(event, Batches):
                 self._sealer.keep(event.batches, self._now().now_ns)
         self._publisher.erase()
@@ -335,3 +335,14 @@ class Agent:
             is_up=self._publisher.is_up,
             around=self._look(),
         )
+
+
+def _joined(events: Iterable[Event]) -> list[Event]:
+    """Return the events, those in a row that bring batches as one: they share an fsync."""
+    joined: list[Event] = []
+    for event in events:
+        if isinstance(event, Batches) and joined and isinstance(joined[-1], Batches):
+            joined[-1] = Batches([*joined[-1].batches, *event.batches])
+        else:
+            joined.append(event)
+    return joined

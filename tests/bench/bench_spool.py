@@ -12,6 +12,7 @@ Prints, each in one run:
 """
 
 import argparse
+import logging
 import os
 import re
 import shutil
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--drained", type=int, default=3_000)
     parser.add_argument("--store", nargs=3, help=argparse.SUPPRESS)  # What runs under strace.
     given = parser.parse_args()
+    logging.disable(logging.WARNING)  # That nobody subscribes to what is published here.
     if given.store:
         folder, together, rounds = given.store
         stored(Path(folder), int(together), int(rounds))

@@ -334,3 +334,22 @@ def test_the_platform_hears_of_a_certificate_that_ends(lane: Lane) -> None:
 
     assert ending["warnings"] == ["certificate-ends-soon"]
     assert ending["certificate_ends_s"] == status.now_s + 86_400
+
+
+def test_batches_that_came_in_a_row_are_one_commit(lane: Lane, cloud: Cloud) -> None:
+    """But what closed before a policy is sealed before it, under its own consent."""
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+    lane.store.scrub()
+
+    for _ in range(3):
+        lane.agent.post(collected(lane.plans[-1], lane.now_ns))
+    lane.agent.turn(0.0)
+    log = (lane.state / "spool.db-wal").read_bytes()
+    lane.agent.post(collected(lane.plans[-1], lane.now_ns))
+    lane.arrive(cloud.revoke("g1"))
+
+    # SQLite's file format, section 4.1: the last frame of a commit tells the size of the database.
+    sizes = [log[at + 4 : at + 8] for at in range(32, len(log), 1024 + 24)]
+    assert sum(size != bytes(4) for size in sizes) == 1
+    assert lane.agent.counts["sealed"] == 4
+    assert [facts["envelopes"] for facts in lane.events("purged")] == [4]
