@@ -47,7 +47,9 @@ def inspect(*, state: Path, as_json: bool) -> int:
     """Print what waits: envelopes, bytes, numbers and ages per grant, and gaps not told yet."""
     with _opened(state) as store:
         tallies, gaps = store.tallies(), store.gaps(1_000_000)
-        on_disk = sum(path.stat().st_size for path in state.glob("spool.db*"))
+        # The log's room is there while the file is open, whatever waits.
+        files = set(state.glob("spool.db*")) - {state / "spool.db-wal"}
+        on_disk = sum(path.stat().st_size for path in files)
     now_ns = time.time_ns()
     if as_json:
         rows = [_row(tally, now_ns) for tally in tallies]

@@ -50,10 +50,12 @@ class Database:
             log_bytes: Room that its log keeps when it is emptied.
 
         Raises:
-            StoreError: A newer schema, or the disk refused.
+            StoreError: Another owner or mode, a newer schema, or the disk refused.
         """
         self._directory = directory
         self._name = name
+        for file in (name, f"{name}-wal"):
+            directory.check(file)
         with _translated(f"{name} cannot be opened"):
             opened = open_file(directory.path / name, schema, is_corrupt=is_corrupt)
         self._db, self.set_aside, self.is_lossy = opened.db, opened.set_aside, opened.is_lossy
@@ -149,6 +151,7 @@ class Database:
         except StoreError as exc:
             if not is_full(exc):
                 raise
+        self._keep_log_room()
 
     def truncate_log(self) -> bool:
         """Copy the write-ahead log into the database and empty it; return whether that was done."""
@@ -244,6 +247,8 @@ def _translated(consequence: str) -> Iterator[None]:
             hint = "make room on the disk of the state directory"
         elif name.startswith(("SQLITE_IOERR", "SQLITE_READONLY")):
             hint = DISK_HINT
+        elif name == "SQLITE_CANTOPEN":
+            hint = "see what lies in its place, and whose it is"
         elif name.startswith(CORRUPT):
             hint = "restart the agent: it sets a corrupt database aside and goes on with a new one"
         raise StoreError(f"{consequence}: {exc} ({name})", hint=hint) from exc

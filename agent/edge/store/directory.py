@@ -6,6 +6,7 @@
     lock                                      held while open
 
 Rules:
+ * The directory and its files are one user's, and closed to all others.
  * One process: a lock file keeps every other one out.
  * On a full disk the reserve file gives its room to what ends consent; the last of it to nothing
    else. What is left is kept again at once, before another writer takes it.
@@ -41,6 +42,8 @@ class StateDirectory:
         """
         self.path = path
         _check_directory(path)
+        for name in ("lock", "reserve"):
+            self.check(name)
         self._lock = _take_lock(path)
         self.is_roomy = False
         self.fill_reserve()
@@ -51,6 +54,31 @@ class StateDirectory:
             self.fill_reserve()  # With the room of the logs, which are removed when files close.
             os.close(self._lock)
             self._lock = -1
+
+    def check(self, name: str) -> None:
+        """Check that a file, if it is there, is this user's and nobody else's.
+
+        Raises:
+            StoreError: Another owner or mode, or the disk refused.
+        """
+        path = self.path / name
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise StoreError(f"state file {path}: {exc.strerror}") from exc
+        me, mode = os.geteuid(), stat.S_IMODE(found.st_mode)
+        if found.st_uid != me:
+            raise StoreError(
+                f"state file {path} belongs to uid {found.st_uid}, expected {me}",
+                hint=f"chown {me} {path}",
+            )
+        if mode & 0o077 and stat.S_ISREG(found.st_mode):
+            raise StoreError(
+                f"state file {path} has mode {mode:04o}, expected 0600",
+                hint=f"find out who could write it, then chmod 0600 {path}",
+            )
 
     def evidence(self) -> tuple[str, ...]:
         """Return the names of files and ledgers that were damaged and set aside, in order."""
@@ -132,7 +160,8 @@ def _check_directory(directory: Path) -> None:
     if found.st_uid != me:
         raise StoreError(
             f"state directory {directory} belongs to uid {found.st_uid}, expected {me}",
-            hint=f"chown -R {me} {directory}",
+            # Given to root it would be closed to the agent.
+            hint=f"chown -R {me} {directory}" if me else f"run it as uid {found.st_uid}",
         )
     if found.st_mode & 0o077:
         raise StoreError(

@@ -188,6 +188,8 @@ def _connect(path: Path, schema: Schema, *, check: str = "quick_check") -> sqlit
         sqlite3.DatabaseError: With a code of CORRUPT where it cannot be read.
         StoreError: A newer schema, or an SQLite that does not keep our rules.
     """
+    with suppress(OSError):  # SQLite says what is in the way, and asks no umask for the log.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(path, isolation_level=None, timeout=0.0)
     try:
         _check(db, path.name, schema, check)

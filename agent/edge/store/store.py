@@ -554,7 +554,7 @@ class Store(ConsentFile):
 
     def _tell(self, exc: StoreError) -> None:
         if exc.message != self._fault:  # It is tried again at every turn.
-            _log.error("spool unusable", extra={"error": exc.message})
+            _log.error("spool unusable", extra={"error": exc.message, "hint": exc.hint or ""})
         self._fault = exc.message
 
     def _close_files(self) -> None:

@@ -3,6 +3,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -475,8 +476,47 @@ def test_a_directory_of_another_user_is_refused(directory: Path) -> None:
     directory.mkdir(mode=0o700)
     os.chown(directory, 12345, 12345)
 
-    with pytest.raises(StoreError, match="belongs to uid 12345, expected 0"):
+    with pytest.raises(StoreError, match="belongs to uid 12345, expected 0") as caught:
         Store.open(directory)
+
+    assert caught.value.hint == "run it as uid 12345", "given to root it is closed to the agent"
+
+
+@pytest.mark.parametrize("name", ["lock", "reserve", "consent.db", "consent.db-wal"])
+def test_a_file_that_others_may_write_or_own_is_refused(directory: Path, name: str) -> None:
+    """They could have put a policy there, or stand in the way of the next one."""
+    with Store.open(directory) as store:
+        with_grants(store, "gr_a")
+    file = directory / name
+    file.touch(mode=0o600)
+    file.chmod(0o666)
+    with pytest.raises(StoreError, match=f"{name} has mode 0666, expected 0600") as caught:
+        Store.open(directory)
+    assert str(caught.value.hint).endswith(f"chmod 0600 {file}")
+    file.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(file, 12345, 12345)
+        with pytest.raises(StoreError, match=f"{name} belongs to uid 12345, expected 0") as caught:
+            Store.open(directory)
+        assert caught.value.hint == f"chown 0 {file}"
+        os.chown(file, 0, 0)
+
+    with Store.open(directory) as store:
+        assert store.in_force() == policy(1)
+
+
+def test_the_files_are_nobody_elses_whatever_the_umask(directory: Path) -> None:
+    before = os.umask(0)
+    try:
+        with Store.open(directory) as store:
+            with_grants(store, "gr_a")
+            put(store, "gr_a")
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+    finally:
+        os.umask(before)
+
+    assert {"consent.db", "consent.db-wal", "spool.db", "spool.db-wal"} < modes.keys()
+    assert set(modes.values()) == {0o600}
 
 
 def test_what_is_no_directory_or_has_no_parent_is_refused(tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ def test_what_a_crash_left_in_the_log_is_gone_when_the_store_is_opened(directory
         copies = {path: path.read_bytes() for path in directory.iterdir() if path.is_file()}
         assert traces(directory, [SECRET]) == [0]
     for path, data in copies.items():
+        path.touch(mode=0o600)
         path.write_bytes(data)
 
     with Store.open(directory):

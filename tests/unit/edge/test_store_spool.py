@@ -403,6 +403,26 @@ def test_without_a_spool_the_consent_still_works(directory: Path, broken: str) -
         assert put(store, "gr_b") == 1
 
 
+def test_a_spool_that_others_may_write_is_not_used_until_it_is_put_right(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The consent works; what to do is said."""
+    with Store.open(directory) as store:
+        with_grants(store, "gr_a", "gr_b")
+        put(store, "gr_b")
+    (directory / "spool.db").chmod(0o666)
+    with Store.open(directory) as store:
+        with pytest.raises(StoreError, match=r"spool\.db has mode 0666, expected 0600"):
+            put(store, "gr_a")
+        store.end_grants([Tombstone("gr_a", "revoked")], 0)
+        assert store.tombstoned("gr_a") == "revoked"
+        (record,) = caplog.records
+        assert f"chmod 0600 {directory / 'spool.db'}" in record.__dict__["hint"]
+        (directory / "spool.db").chmod(0o600)
+
+        assert numbers(store) == [("gr_b", 1)]
+
+
 def test_a_grant_with_many_envelopes_does_not_starve_another(store: Store) -> None:
     """Each has its share of what may be sent; one that may not be sent now has none."""
     with_grants(store, "gr_a", "gr_b", "gr_c")
