@@ -148,7 +148,8 @@ def drive(vehicle: Vehicle, counter: Iterator[int]) -> Iterator[Drive]:
     stop()
     sh(f"rm -rf {STATE}/*; install -d -o consentry -g consentry -m 700 {STATE}")
     with Link(vehicle.broker.port) as link:
-        vehicle.configure(port=link.port)
+        vehicle.port = link.port
+        vehicle.configure()
         made = Drive(vehicle, link, next(counter))
         yield made
         sys.stdout.write(made.told())  # Shown when a test failed.

@@ -42,7 +42,7 @@ mapping = "vehicle.vspec"
 [batch]
 max_age_s = {max_age_s}
 [uplink]
-host = "{host}"
+host = "localhost"
 port = {port}
 ca = "broker-ca.pem"
 certificate = "vehicle.pem"
@@ -130,6 +130,7 @@ class Vehicle:
         self.cloud.now_s = int(time.time())
         self.broker = broker or Broker(folder / "broker")
         self.broker.start()
+        self.port = self.broker.port  # By which the unit reaches it.
         host, port = door(self.broker)
         self.auditor = Auditor(host=host, port=port, tls=self.broker.tls("auditor"))
         self.auditor.__enter__()
@@ -147,14 +148,9 @@ class Vehicle:
         sh(f"cd {settings}; {install_files}")
         self.found = sh(check)
 
-    def configure(self, *, port: int | None = None) -> None:
-        """Write agent.toml; with a port, the way to the broker leads over that one."""
-        text = TOML.format(
-            vehicle=VEHICLE,
-            host=door(self.broker)[0],
-            port=port or self.broker.port,
-            max_age_s=MAX_AGE_S,
-        )
+    def configure(self) -> None:
+        text = TOML.format(vehicle=VEHICLE, port=self.port, max_age_s=MAX_AGE_S)
+        text = text.replace('"localhost"', f'"{door(self.broker)[0]}"')
         (SETTINGS / "agent.toml").write_text(text + self.more)
 
     def close(self) -> None:
