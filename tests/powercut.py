@@ -66,6 +66,7 @@ class Figures:
     moments: Counter[str] = field(default_factory=Counter)
     hows: Counter[str] = field(default_factory=Counter)
     committed: int = 0
+    claimed: int = 0
     unclaimed: int = 0
     opened: int = 0
     duplicates: int = 0
@@ -85,6 +86,7 @@ class Figures:
                 *((f"under way: {name}", self.moments[name]) for name in NAMES.values()),
                 ("policies acknowledged", self.versions),
                 ("envelopes committed", self.committed),
+                ("of them claimed to be, before the cut", self.claimed),
                 ("of them on disk before the vehicle could say so", self.unclaimed),
                 ("opened at the recipient, once each", self.opened),
                 ("came again and were told apart", self.duplicates),
@@ -206,6 +208,7 @@ def run(
     last = drawn(_unpacked(out / "end.tar"))
     outside.account(last)
     figures.committed = sum(last.values())
+    figures.claimed = len(outside.kept)
     figures.unclaimed = len(outside.unclaimed)
     figures.opened, figures.duplicates = len(outside.came), outside.duplicates
     figures.told = len(outside.told - set(outside.came))

@@ -29,8 +29,9 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ from agent.config import parse_config
 from agent.daemon import Daemon
 from agent.edge.ledger import Ledger
 from agent.edge.ledger.tail import Tail
-from agent.edge.store import Store
+from agent.edge.store import Kept, NewEnvelope, Store
 from agent.edge.store.database import Database
+from agent.errors import StoreError
 from agent.parts import load_parts
 from tests.cloud import VEHICLE, Cloud
 from tests.crash_child import feed
@@ -153,6 +155,31 @@ class Platform(threading.Thread):
         return cloud.policy(*grants, revoked)
 
 
+def claiming(outside: Outside) -> type[Store]:
+    """Return a store that claims each envelope when it says that it is kept."""
+
+    class Claiming(Store):
+        def append_all(self, arrived: Sequence[NewEnvelope]) -> list[Kept | StoreError]:
+            digests: dict[tuple[str, int], str] = {}
+
+            def watched(new: NewEnvelope) -> NewEnvelope:
+                def sealed(n: int) -> bytes:
+                    envelope = new.seal(n)
+                    digests[new.grant_id, n] = hashlib.sha256(envelope).hexdigest()
+                    return envelope
+
+                return replace(new, seal=sealed)
+
+            kept = super().append_all([watched(new) for new in arrived])
+            for new, one in zip(arrived, kept, strict=True):
+                if isinstance(one, Kept):
+                    digest = digests[new.grant_id, one.n]
+                    outside.tell("kept", grant=new.grant_id, n=one.n, digest=digest)
+            return kept
+
+    return Claiming
+
+
 def watch(phase: Phase, outside: Outside) -> None:
     """Let commits and syncs say when they are under way, and claim what they have done."""
     commit, truncate, sync, sync_ledger = (
@@ -191,26 +218,10 @@ def watch(phase: Phase, outside: Outside) -> None:
             outside.tell("head", size=size, root=root.hex())
         return done
 
-    class Claiming(Store):
-        def append(
-            self, grant_id: str, rev: int, *, seal: Callable[[int], bytes], **about: Any
-        ) -> int:
-            digest = ""
-
-            def sealed(n: int) -> bytes:
-                nonlocal digest
-                envelope = seal(n)
-                digest = hashlib.sha256(envelope).hexdigest()
-                return envelope
-
-            n = super().append(grant_id, rev, seal=sealed, **about)
-            outside.tell("kept", grant=grant_id, n=n, digest=digest)
-            return n
-
     _replace(Database, transaction=transaction, truncate_log=truncated)
     _replace(Tail, sync=synced)
     _replace(Ledger, sync=ledger_synced)
-    _replace(daemon_module, Store=Claiming)
+    _replace(daemon_module, Store=claiming(outside))
 
 
 def leave_out_syncs(part: str) -> None:

@@ -113,16 +113,17 @@ class Outside:
         with Store.open(state) as store:
             assert store.set_aside is None
             assert store.spool_fault == ""
+            assert store.take_damage() == (), "a file was begun anew"
             policy = store.in_force()
             ver = policy.ver if policy is not None else 0
             assert self.acked <= ver <= self.signed, f"version {ver}, {self.acked} was acknowledged"
             live = grants_of(ver) if ver else {}
             assert {grant.grant_id: grant.rev for grant in store.live_grants()} == live
             rows = {(row.grant_id, row.n): row for row in store.each()}
+            waiting = store.gaps(1_000_000)
+            assert all(gap.why != "damaged" for gap in waiting), "nobody knows what is in a gap"
             gaps = {
-                (gap.grant_id, n)
-                for gap in store.gaps(1_000_000)
-                for n in range(gap.first_n, gap.last_n + 1)
+                (gap.grant_id, n) for gap in waiting for n in range(gap.first_n, gap.last_n + 1)
             }
             for grant_id in {grant_id for grant_id, _ in self.kept} - set(live):
                 assert store.tombstoned(grant_id), f"{grant_id} has no tombstone"
@@ -154,6 +155,7 @@ class Outside:
                 self._head(header.ledger_size, header.ledger_root.hex())
             case ["gap", _, _]:
                 gap = verify_gap(payload, devices=devices)
+                assert gap.why != "damaged", "the vehicle does not know what is in a gap"
                 self.told |= {(gap.grant_id, n) for n in range(gap.first_n, gap.last_n + 1)}
             case ["policy", "ack"]:
                 ack = parse_ack(verify1(payload, devices)[1])
