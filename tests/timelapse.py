@@ -158,7 +158,14 @@ def write_config(
     made["control"]["may_resume"] = made["control"]["may_look"] = made["control"]["may_pause"]
     for name, section in sections.items():
         made[name] = made.get(name, {}) | dict(section)
-    lines = ["[[bus]]", 'name = "can0"', 'interface = "virtual"', 'channel = "drive"', *_keys(bus)]
+    drive = {
+        "name": "can0",
+        "interface": "virtual",
+        "channel": "drive",
+        # Its times are those of the vehicle's clock, not of this machine's.
+        "options": {"preserve_timestamps": True},
+    }
+    lines = ["[[bus]]", *_keys(drive | dict(bus))]
     for name, section in made.items():
         lines += [f"[{name}]", *_keys(section)]
     path = folder / "agent.toml"

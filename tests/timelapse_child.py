@@ -145,7 +145,7 @@ class Drive:
         assert vehicle is not None
         capture, gauges = vehicle.capture, self._gauges
         for _ in range(3):  # One may be under way, and a lane hands over behind its count.
-            _once_round(capture._wake, lambda: capture.turns)
+            _once_round(lambda: capture.put([]), lambda: capture.turns)
         for _ in range(2):
             _once_round(vehicle.wake, lambda: gauges[TURNS])
         self._is_closed = False
