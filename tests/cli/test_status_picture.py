@@ -48,3 +48,8 @@ def test_the_end_of_the_certificate_is_shown_and_warned_of(left_s: int, behind: 
     assert shown.startswith("certificate until 20")
     assert shown.removesuffix(behind).endswith(" UTC")
     assert "identity" not in lines(REPORT)
+
+
+def test_what_a_controller_complained_of_is_shown_by_kind() -> None:
+    """Bus errors without end and no frame: the bit rate is wrong."""
+    assert " 4 (bus-error 4) " in lines(REPORT)["powertrain"]

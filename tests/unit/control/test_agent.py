@@ -321,7 +321,7 @@ def test_the_platform_hears_nothing_of_traffic_that_nobody_granted(lane: Lane) -
     quiet = replace(status, buses=(BusStatus("can0", "active", 0, 0),))
     busy = replace(
         status,
-        buses=(BusStatus("can0", "active", 900, 4, 3, 2, 1_800_000_000),),
+        buses=(BusStatus("can0", "active", 900, 4, 3, {"protocol": 2}, 1_800_000_000),),
         capture=CaptureStatus(900, 30, 7),
     )
 
