@@ -131,11 +131,11 @@ def wear(folder: Path, together: int, rounds: int) -> None:
     command = [sys.executable, "-m", "tests.bench.bench_spool", "--store"]
     about = [str(folder / "state"), str(together), str(rounds)]
     plain = subprocess.run([*command, *about], check=True, capture_output=True, text=True).stdout
-    rate, size, process, disk = (float(word) for word in plain.split())
+    rate, size, process, disk, removal = (float(word) for word in plain.split())
     print(
         f"spool: {together} at a time: {rate:,.0f} envelopes/s sealed and stored,"
         f" {size:,.0f} bytes each; written for each {process:,.0f} by the process,"
-        f" {disk:,.0f} to the disk"
+        f" {disk:,.0f} to the disk, and {removal:,.0f} when so many are removed together"
     )
     strace = shutil.which("strace")
     if strace is None:
@@ -171,7 +171,12 @@ def stored(folder: Path, together: int, rounds: int) -> None:
     assert sum(tally.envelopes for tally in tallies) == count
     size = sum(tally.size_bytes for tally in tallies) / count
     process, disk = ((b - a) / count for a, b in zip(before, after, strict=True))
-    print(count / seconds, size, process, disk)
+    row_ids = [row.row_id for row in vehicle.store.pending(count)]
+    before = _written()
+    for at in range(0, count, together):
+        vehicle.store.delivered(row_ids[at : at + together])
+    removal = (_written()[1] - before[1]) / count
+    print(count / seconds, size, process, disk, removal)
     vehicle.close()
 
 
