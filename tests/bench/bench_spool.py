@@ -1,7 +1,8 @@
 """`make bench`: the spool, and the catch-up of the agent lane against paho's own publish.
 
 Prints, each in one run:
- * envelopes/s stored, one by one and as the agent lane stores what closes at the same time;
+ * envelopes/s stored, one by one and as the agent lane stores what closes at the same time, also
+   in a full spool, where an older one gives way for each;
  * bytes written for each envelope by file, as the process hands them to the kernel, and fsyncs
    (both seen by strace, where it is installed), and as the kernel hands them to the disk;
  * how long the erasure of a full spool takes;
@@ -33,7 +34,7 @@ from agent.core.model import NS_PER_MS, Batch
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.edge.ledger import Ledger
-from agent.edge.store import LiveGrant, Store, StoredPolicy, Tombstone
+from agent.edge.store import LiveGrant, SpoolLimits, Store, StoredPolicy, Tombstone
 from agent.edge.uplink import PolicyArrived, PolicyToken, Uplink, UplinkConfig
 from tests import car
 from tests.broker import Broker
@@ -43,6 +44,7 @@ from tests.pki import Pki, context
 
 ENVELOPE_BYTES = 600  # A minute of two signals and a header: docs/envelope.md.
 WINDOW = 20
+FULL_BYTES = 40 * ENVELOPE_BYTES
 PAIRS = 3
 SCOPE = {"read_odometer": {"min_interval_s": 0}}
 FOREVER_NS = 1 << 62
@@ -55,17 +57,19 @@ def main() -> None:
     parser.add_argument("--appends", type=int, default=1_000)
     parser.add_argument("--spooled", type=int, default=100_000)
     parser.add_argument("--drained", type=int, default=3_000)
-    parser.add_argument("--store", nargs=3, help=argparse.SUPPRESS)  # What runs under strace.
+    parser.add_argument("--store", nargs=4, help=argparse.SUPPRESS)  # What runs under strace.
     given = parser.parse_args()
     logging.disable(logging.WARNING)  # That nobody subscribes to what is published here.
     if given.store:
-        folder, together, rounds = given.store
-        stored(Path(folder), int(together), int(rounds))
+        folder, together, rounds, most = given.store
+        stored(Path(folder), int(together), int(rounds), int(most) or None)
         return
     # Not on a RAM disk, which most machines have under /tmp: there are no disk writes there.
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         for together in (1, 4, 16):
-            wear(Path(folder) / f"wear-{together}", together, max(1, given.appends // together))
+            rounds = max(1, given.appends // together)
+            wear(Path(folder) / f"wear-{together}", together, rounds)
+            wear(Path(folder) / f"full-{together}", together, rounds, max_bytes=FULL_BYTES)
         erasure(Path(folder) / "erasure", given.spooled)
         drain(Path(folder), given.drained)
 
@@ -73,9 +77,11 @@ def main() -> None:
 class Vehicle:
     """The agent lane over a real store, ledger and network lane."""
 
-    def __init__(self, folder: Path, cloud: Cloud, config: UplinkConfig) -> None:
+    def __init__(
+        self, folder: Path, cloud: Cloud, config: UplinkConfig, *, max_bytes: int | None = None
+    ) -> None:
         self.plan: Plan | None = None
-        self.store = Store.open(folder)
+        self.store = Store.open(folder, limits=SpoolLimits(max_bytes=max_bytes))
         self.ledger = Ledger.open(
             folder / "ledger", vehicle=VEHICLE, boot_id="0" * 32, now_ns=time.time_ns()
         )
@@ -125,15 +131,16 @@ class Vehicle:
         self.plan = plan
 
 
-def wear(folder: Path, together: int, rounds: int) -> None:
+def wear(folder: Path, together: int, rounds: int, *, max_bytes: int | None = None) -> None:
     """Seal and store batches that close at the same time, and see what is written."""
     folder.mkdir()
     command = [sys.executable, "-m", "tests.bench.bench_spool", "--store"]
-    about = [str(folder / "state"), str(together), str(rounds)]
+    about = [str(folder / "state"), str(together), str(rounds), str(max_bytes or 0)]
+    name = f"spool: {together} at a time{', full' if max_bytes else ''}"
     plain = subprocess.run([*command, *about], check=True, capture_output=True, text=True).stdout
     rate, size, process, disk, removal = (float(word) for word in plain.split())
     print(
-        f"spool: {together} at a time: {rate:,.0f} envelopes/s sealed and stored,"
+        f"{name}: {rate:,.0f} envelopes/s sealed and stored,"
         f" {size:,.0f} bytes each; written for each {process:,.0f} by the process,"
         f" {disk:,.0f} to the disk, and {removal:,.0f} when so many are removed together"
     )
@@ -146,16 +153,16 @@ def wear(folder: Path, together: int, rounds: int) -> None:
     subprocess.run([*trace, *command, *about], check=True, capture_output=True)
     written, synced = _seen(calls, folder / "traced")
     count = together * rounds
-    files = ", ".join(f"{name} {size / count:,.0f}" for name, size in sorted(written.items()))
-    syncs = ", ".join(f"{name} {n / rounds:.2f}" for name, n in sorted(synced.items()))
-    print(f"spool: {together} at a time: bytes for each: {files}; fsyncs a time: {syncs}")
+    files = ", ".join(f"{file} {size / count:,.0f}" for file, size in sorted(written.items()))
+    syncs = ", ".join(f"{file} {n / rounds:.2f}" for file, n in sorted(synced.items()))
+    print(f"{name}: bytes for each: {files}; fsyncs a time: {syncs}")
 
 
-def stored(folder: Path, together: int, rounds: int) -> None:
+def stored(folder: Path, together: int, rounds: int, max_bytes: int | None) -> None:
     """Seal and store, and print rate, size, and bytes written by the process and to the disk."""
     cloud = Cloud()
     cloud.now_s = int(time.time())
-    vehicle = Vehicle(folder, cloud, plain_config(9))
+    vehicle = Vehicle(folder, cloud, plain_config(9), max_bytes=max_bytes)
     vehicle.obey(cloud, together)
     batches = vehicle.closed()
     assert len(batches) == together
@@ -168,8 +175,9 @@ def stored(folder: Path, together: int, rounds: int) -> None:
     (folder / "end").write_bytes(b"-")
     count = together * rounds
     tallies = vehicle.store.counts().values()
-    assert sum(tally.envelopes for tally in tallies) == count
-    size = sum(tally.size_bytes for tally in tallies) / count
+    left = sum(tally.envelopes for tally in tallies)
+    assert (left == count) == (max_bytes is None)
+    size = sum(tally.size_bytes for tally in tallies) / left
     process, disk = ((b - a) / count for a, b in zip(before, after, strict=True))
     row_ids = [row.row_id for row in vehicle.store.pending(count)]
     before = _written()
