@@ -16,6 +16,7 @@ import itertools
 import json
 import mmap
 import os
+import random
 import signal
 import struct
 import sys
@@ -30,8 +31,9 @@ import can
 
 from agent import daemon as daemon_module
 from agent.config import parse_config
-from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S
+from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S, Frame
 from agent.daemon import Daemon
+from agent.edge.logfile import read_logs
 from agent.edge.store import Kept, NewEnvelope, Store
 from agent.errors import StoreError
 from agent.parts import load_parts
@@ -39,9 +41,11 @@ from tests import car
 
 OPEN, COMMIT, UNACKNOWLEDGED = 1, 2, 3
 PHASE, WAITING, TURNS, FIRST_GRANT = range(4)
-GRANTS = ("gr_a", "gr_b")
+GRANTS = ("gr_a", "gr_b", "gr_c")
 SLOTS = FIRST_GRANT + len(GRANTS)
 FRAME_S = 0.002
+BURST = 4  # Frames of a recorded drive at once: some 2,000 a second.
+DRIVE = "drive.log.gz"  # Beside the configuration; without it frames are made up.
 
 
 class Marks:
@@ -64,12 +68,13 @@ def make_marks(path: Path) -> Marks:
 
 
 def main(config: Path, marks: Path) -> None:
+    drive = recorded(config.parent / DRIVE)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for the dead.
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             try:
-                vehicle(config, Marks(marks), is_fed=line.strip() == "run")
+                vehicle(config, Marks(marks), drive, is_fed=line.strip() == "run")
             except BaseException:  # noqa: BLE001 - told, and never back into the loop above
                 traceback.print_exc()
                 sys.stderr.flush()
@@ -78,7 +83,7 @@ def main(config: Path, marks: Path) -> None:
         sys.stdout.flush()
 
 
-def vehicle(config: Path, marks: Marks, *, is_fed: bool) -> None:
+def vehicle(config: Path, marks: Marks, drive: Sequence[Frame], *, is_fed: bool) -> None:
     """Run until killed."""
 
     class Marked(Store):
@@ -97,7 +102,8 @@ def vehicle(config: Path, marks: Marks, *, is_fed: bool) -> None:
     daemon.start()
     if is_fed:
         channel = str(parsed.bus[0].channel)
-        threading.Thread(target=feed, args=(channel,), daemon=True).start()
+        work = (drive_again, (channel, drive)) if drive else (feed, (channel,))
+        threading.Thread(target=work[0], args=work[1], daemon=True).start()
     while True:
         daemon.agent.turn(0.05)
         is_sent = bool(daemon.uplink.in_flight())
@@ -105,6 +111,34 @@ def vehicle(config: Path, marks: Marks, *, is_fed: bool) -> None:
         store = daemon._store
         marks[WAITING] = sum(tally.envelopes for tally in store.counts().values())
         marks[TURNS] += 1
+
+
+def recorded(log: Path) -> list[Frame]:
+    """Return the frames of a recorded drive; none where there is no such file."""
+    if not log.exists():
+        return []
+    with read_logs([log]) as recording:
+        return list(recording)
+
+
+def drive_again(channel: str, drive: Sequence[Frame]) -> None:
+    """Send a recorded drive from somewhere on, each frame with the time of now."""
+    begin = random.randrange(len(drive))
+    with can.Bus(interface="virtual", channel=channel, preserve_timestamps=True) as bus:
+        for index, (_, _, can_id, data) in enumerate(
+            itertools.cycle([*drive[begin:], *drive[:begin]])
+        ):
+            with suppress(can.CanError):
+                bus.send(
+                    can.Message(
+                        timestamp=time.time(),
+                        arbitration_id=can_id & CAN_EFF_MASK,
+                        is_extended_id=bool(can_id & CAN_EFF_FLAG),
+                        data=data,
+                    )
+                )
+            if index % BURST == 0:
+                time.sleep(FRAME_S)
 
 
 def feed(channel: str) -> None:
