@@ -143,6 +143,7 @@ class Buses:
             channel=bus.channel,
             options=bus.options,
             sink=self._sink,
+            clock=self._clock,
         )
 
     def _keep(self, name: str, descriptor: int | None) -> None:
