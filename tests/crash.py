@@ -57,7 +57,11 @@ BRIEF = {
     "class_max_bytes": {"driver_behaviour": 3000},
     "class_max_age_s": {"driver_behaviour": 2},
 }
-NAMES = {OPEN: "batch open", COMMIT: "commit under way", UNACKNOWLEDGED: "publish unacknowledged"}
+NAMES = {
+    OPEN: "batch open",
+    COMMIT: "commit under way",
+    UNACKNOWLEDGED: "publish on its way, or answered and not erased",
+}
 START_S = 30.0
 
 
