@@ -371,6 +371,8 @@ class Uplink:
                 self._cut()
         self._server.look_at_certificate()
         wait_s = min(MOVE_S, connection.quiet_s + LATE_S)
+        if not connection.came_up:
+            wait_s = min(wait_s, (deadline_ns - now_ns) / NS_PER_S + LATE_S)
         with self._lock:
             if self._connection is connection:
                 oldest_ns = self._outbox.oldest_ns()
