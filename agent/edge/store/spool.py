@@ -11,14 +11,14 @@ Rules:
    delivered or gave way under it, within a minute (`Upkeep`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from agent.edge.store import gaps, grants
+from agent.edge.store import gaps, grants, numbers, tallies
 from agent.edge.store.database import Database, is_full
 from agent.edge.store.directory import CONSENT_BYTES, StateDirectory
 from agent.edge.store.gaps import Note, Unstored
-from agent.edge.store.marks import AHEAD
+from agent.edge.store.offers import offered
 from agent.edge.store.room import Room
 from agent.edge.store.tables import SPOOL, pad_bytes
 from agent.edge.store.upkeep import Upkeep
@@ -88,32 +88,11 @@ class Spool:
     @property
     def is_new(self) -> bool:
         """Whether it is to be told where numbers begin, before the first one is drawn."""
-        drawn = self._db.row("SELECT 1 FROM sequence WHERE grant_id = ''")
-        return self.set_aside is not None or drawn is None
+        return self.set_aside is not None or not numbers.were_begun(self._db)
 
     def begin_at(self, marks: Mapping[str, Mark], row_id: int, at_ns: int) -> None:
-        """Go on above what an older file may have drawn, and note that it may be lost.
-
-        Args:
-            marks: How far that was, per grant.
-            row_id: Of the first row: above those of any older file, whose rows may be on their way.
-            at_ns: Time of the records of gaps.
-
-        Raises:
-            StoreError: The disk refused; nothing changed.
-        """
-        rows = self._db.rows("SELECT grant_id, recipient, n FROM sequence WHERE grant_id != ''")
-        numbers = {grant_id: Mark(recipient, n) for grant_id, recipient, n in rows}
-        for grant_id, mark in marks.items():
-            carried = numbers.get(grant_id)
-            # What was read of a damaged file counts where it can be true.
-            if carried is None or not mark.n - AHEAD <= carried.n <= mark.n:
-                numbers[grant_id] = mark
-        with self._db.transaction():
-            for grant_id, mark in numbers.items():
-                self._write_number(grant_id, mark)
-            gaps.note_damage(self._db, at_ns)
-            self._write_number("", Mark("", row_id - 1))
+        """Go on above what an older file may have drawn; see `numbers.begin_at`."""
+        numbers.begin_at(self._db, marks, row_id, at_ns)
 
     @property
     def counts(self) -> Mapping[str, Tally]:
@@ -169,8 +148,7 @@ class Spool:
             # not be copied out of it any more.
             self._db.truncate_log()
         self._db.with_reserve(step, first=lambda: self._erase_in_pieces(doomed))
-        for grant_id in erased:
-            del self._tallies[grant_id]
+        self._tallies = tallies.without(self._tallies, erased)
         self._live = {grant.grant_id: grant for grant in live}
         # They had no numbers yet, so the recipient of a grant that has ended misses none.
         self._unstored = {g: u for g, u in self._unstored.items() if g in self._live}
@@ -209,7 +187,7 @@ class Spool:
 
     def _keep_all(self, arrived: Sequence[NewEnvelope], *, may_grow: bool) -> list[Kept]:
         """Keep all, or where one should be its gap, in one commit."""
-        tallies, next_ns = dict(self._tallies), self._next_ns
+        before = self._tallies, self._next_ns
         evicted: dict[str, Tally] = {}
         names = {new.grant_id for new in arrived}
         try:
@@ -218,11 +196,11 @@ class Spool:
                     self._number_unstored(grant_id)
                 kept = [self._append(new, evicted, may_grow=may_grow) for new in arrived]
         except BaseException:
-            self._tallies, self._next_ns = tallies, next_ns
+            self._tallies, self._next_ns = before
             raise
         for grant_id in names:
             self._unstored.pop(grant_id, None)
-        self.evicted = _sum_of(self.evicted, evicted)
+        self.evicted = tallies.both(self.evicted, evicted)
         if evicted:
             self._upkeep.has_traces = True
         return kept
@@ -243,14 +221,14 @@ class Spool:
         """Keep one, in a transaction; add to `evicted` what gave way."""
         grant = self._live[new.grant_id]
         expires_ns = self._limits.expires_ns(grant.classes, new.created_ns, new.expires_ns)
-        n = self._draw(new.grant_id, new.recipient)
+        n = numbers.draw(self._db, new.grant_id, new.recipient)
         envelope = new.seal(n)
         free = None if may_grow and self._directory.is_roomy else 0
         if free is None and self._limits.min_free_bytes:
             free = self._directory.free_bytes()
         room = Room(self._db, self._limits, self._live, self._tallies)
         gone, fits = room.make(grant, len(envelope), new.created_ns, free=free, told=self._told)
-        self._subtract(gone)
+        self._tallies = tallies.without(self._tallies, gone)
         if fits:
             columns = (
                 *(new.grant_id, new.rev, n, new.recipient),
@@ -258,7 +236,7 @@ class Spool:
             )
             self._db.rows(
                 "INSERT INTO spool VALUES (?, ?, ?, ?, ?, ?, ?, ?, zeroblob(?), ?)",
-                self._draw("", ""),
+                numbers.draw_row(self._db),
                 *columns,
                 pad_bytes(columns, len(envelope)),
                 envelope,
@@ -266,15 +244,13 @@ class Spool:
             for path in new.once:
                 self._db.rows("INSERT OR IGNORE INTO once_taken VALUES (?, ?)", new.grant_id, path)
             self._next_ns = min(self._next_ns, expires_ns)
-            before = self._tallies.get(new.grant_id, Tally(0, 0))
-            self._tallies[new.grant_id] = Tally(
-                before.envelopes + 1, before.size_bytes + len(envelope)
-            )
+            one = {new.grant_id: Tally(1, len(envelope))}
+            self._tallies = tallies.both(self._tallies, one)
         else:
             note = (new.grant_id, new.recipient, n, n)
             gaps.keep(self._db, [note], "evicted", new.created_ns, told=self._told)
-            gone = gone | _sum([(new.grant_id, len(envelope))])
-        evicted.update(_sum_of(evicted, gone))
+            gone = gone | tallies.summed([(new.grant_id, len(envelope))])
+        evicted.update(tallies.both(evicted, gone))
         return Kept(n, len(envelope))
 
     def number_unstored(self, mark: Callable[[str, str, int], None]) -> None:
@@ -296,10 +272,11 @@ class Spool:
         unstored = self._unstored.get(grant_id)
         if unstored is None:
             return "", 0
-        numbers = [self._draw(grant_id, unstored.recipient) for _ in range(unstored.envelopes)]
-        note = (grant_id, unstored.recipient, numbers[0], numbers[-1])
+        recipient = unstored.recipient
+        drawn = [numbers.draw(self._db, grant_id, recipient) for _ in range(unstored.envelopes)]
+        note = (grant_id, recipient, drawn[0], drawn[-1])
         gaps.keep(self._db, [note], "evicted", unstored.at_ns, told=self._told)
-        return unstored.recipient, numbers[-1]
+        return recipient, drawn[-1]
 
     def pending(
         self,
@@ -310,32 +287,14 @@ class Spool:
         newest_first: bool,
     ) -> tuple[SpoolRow, ...]:
         """Return what may be sent: of each active grant its share; see `Store`."""
-        order = "DESC" if newest_first else "ASC"
-        offers = [
-            [
-                row_id
-                for (row_id,) in self._db.rows(
-                    "SELECT row_id FROM spool WHERE grant_id = ? AND rev = ?"  # noqa: S608 - a fixed word
-                    f" ORDER BY row_id {order} LIMIT ?",
-                    grant.grant_id,
-                    grant.rev,
-                    limit + len(exclude),
-                )
-                if row_id not in exclude
-            ]
+        may_go = [
+            grant
             for grant in self._live.values()
             if grant.state == "active"
             and grant.grant_id not in without
             and grant.grant_id in self._tallies
         ]
-        chosen = sorted(_share(offers, limit), reverse=newest_first)
-        marks = ", ".join("?" * len(chosen))
-        rows = self._db.rows(
-            "SELECT row_id, grant_id, rev, n, recipient, envelope, expires_ns"  # noqa: S608 - question marks
-            f" FROM spool WHERE row_id IN ({marks}) ORDER BY row_id {order}",
-            *chosen,
-        )
-        return tuple(SpoolRow(*row) for row in rows)
+        return offered(self._db, may_go, limit, exclude=exclude, newest_first=newest_first)
 
     def delivered(self, row_ids: Sequence[int]) -> Mapping[str, Tally]:
         """Remove envelopes that the broker has taken over, and gaps that were told."""
@@ -353,10 +312,10 @@ class Spool:
                     )
                 ]
 
-        gone = _sum(self._db.with_reserve(step))
+        gone = tallies.summed(self._db.with_reserve(step))
         self._upkeep.has_traces = True
         self._told.difference_update(row_ids)
-        self._subtract(gone)
+        self._tallies = tallies.without(self._tallies, gone)
         return gone
 
     def expire(self, now_ns: int) -> Mapping[str, Tally]:
@@ -376,9 +335,9 @@ class Spool:
                 gaps.keep(self._db, notes, "expired", now_ns, told=self._told)
                 return [(g, r, n, size) for g, r, n, size in rows]
 
-        gone = _sum((g, size) for g, _, _, size in self._db.with_reserve(step))
+        gone = tallies.summed((g, size) for g, _, _, size in self._db.with_reserve(step))
         self._next_ns = self._next_expiry_ns()
-        self._subtract(gone)
+        self._tallies = tallies.without(self._tallies, gone)
         if gone:
             self._db.scrub()
         return gone
@@ -433,7 +392,7 @@ class Spool:
 
         doomed = [(grant.grant_id, grant.rev) for grant in chosen]
         self._db.with_reserve(step, first=lambda: self._erase_in_pieces(doomed))
-        self._subtract(gone)
+        self._tallies = tallies.without(self._tallies, gone)
         self._db.scrub()
         return gone
 
@@ -456,20 +415,6 @@ class Spool:
     def _newest_ns(self) -> int:
         row = self._db.row("SELECT max(created_ns) FROM spool")
         return 0 if row is None or row[0] is None else int(row[0])
-
-    def _draw(self, grant_id: str, recipient: str) -> int:
-        ((n,),) = self._db.rows(
-            "INSERT INTO sequence VALUES (?, 1, ?) ON CONFLICT DO UPDATE"
-            " SET n = n + 1, recipient = excluded.recipient RETURNING n",
-            grant_id,
-            recipient,
-        )
-        return int(n)
-
-    def _write_number(self, grant_id: str, mark: Mark) -> None:
-        self._db.rows(
-            "INSERT OR REPLACE INTO sequence VALUES (?, ?, ?)", grant_id, mark.n, mark.recipient
-        )
 
     def _note(self, doomed: _Doomed) -> list[Note]:
         """Return one gap per recipient: nothing of the grant will wait, whatever lies between."""
@@ -499,41 +444,6 @@ class Spool:
     def _keep_number(self, name: str, value: int) -> None:
         self._db.rows("INSERT OR REPLACE INTO number VALUES (?, ?)", name, value)
 
-    def _subtract(self, gone: Mapping[str, Tally]) -> None:
-        for grant_id, tally in gone.items():
-            before = self._tallies[grant_id]
-            left = Tally(before.envelopes - tally.envelopes, before.size_bytes - tally.size_bytes)
-            if left.envelopes:
-                self._tallies[grant_id] = left
-            else:
-                del self._tallies[grant_id]
-
 
 def _name(grant: LiveGrant) -> str:
     return grant.grant_id
-
-
-def _share(offers: Sequence[Sequence[int]], limit: int) -> list[int]:
-    """Return up to `limit` of all, one of each in turn: none may starve another."""
-    chosen: list[int] = []
-    turn = 0
-    while len(chosen) < limit and any(turn < len(offer) for offer in offers):
-        chosen += [offer[turn] for offer in offers if turn < len(offer)]
-        turn += 1
-    return chosen[:limit]
-
-
-def _sum(rows: Iterable[tuple[str, int]]) -> dict[str, Tally]:
-    gone: dict[str, Tally] = {}
-    for grant_id, size_bytes in rows:
-        before = gone.get(grant_id, Tally(0, 0))
-        gone[grant_id] = Tally(before.envelopes + 1, before.size_bytes + size_bytes)
-    return gone
-
-
-def _sum_of(one: Mapping[str, Tally], other: Mapping[str, Tally]) -> dict[str, Tally]:
-    nothing = Tally(0, 0)
-    both = ((name, one.get(name, nothing), other.get(name, nothing)) for name in {*one, *other})
-    return {
-        name: Tally(a.envelopes + b.envelopes, a.size_bytes + b.size_bytes) for name, a, b in both
-    }
