@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Who runs tests in the background may have it ignored, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -151,7 +151,7 @@ class Desk:
             name = "can0"
             interface = "socketcand"
             channel = "can0"
-            options = {{ host = "127.0.0.1", port = {bus_port} }}
+            options = {{ host = "127.0.0.1", port = {bus_port}, preserve_timestamps = true }}
             dbc = {values["dbc"]}
             mapping = {values["mapping"]}
             [uplink]

@@ -12,7 +12,6 @@ The drive goes at most PACE times as fast as it went, and waits every `LEAP_NS` 
 has become batches, and these envelopes: so no lane lags behind the clock by more, as in a vehicle.
 GAUGES is a file of eight-byte numbers, see `Gauges`.
 """
-# ruff: noqa: E402 - what must not be imported is said before the imports
 
 import gc
 import itertools
@@ -24,7 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.modules["asammdf"] = None  # type: ignore[assignment] # python-can would load it: 60 MB.
+if __name__ == "__main__":
+    sys.modules["asammdf"] = None  # type: ignore[assignment] # python-can would load it: 60 MB.
 
 import can
 from can.interfaces import BACKENDS

@@ -111,7 +111,7 @@ def test_the_picture_has_all_that_a_person_asks_for() -> None:
         "130 envelopes sealed, 1 batch dropped with the grant",
     ):
         assert part in out, part
-    assert re.search(r"powertrain +active +1,234,567 +30 +4 +2 +3 s ago", out)
+    assert re.search(r"powertrain +active +1,234,567 +30 +4 \(bus-error 4\) +2 +3 s ago", out)
     assert re.search(r"body +idle +0 +0 +0 +0 +never", out)
     assert re.search(r"gr_fleet r3 +fleet-x +active +2026-12-23 .* 120 +read_odometer, read", out)
     assert re.search(r"gr_city r1 +city +paused +without end +1 +read_location \(restricted", out)

@@ -382,7 +382,8 @@ def test_the_watchdog_is_fed_while_all_lanes_move_and_not_when_the_process_stand
         log = running.log.read_text()
 
     assert silent
-    assert status == -signal.SIGABRT
+    # The dump of the other threads' stacks (faulthandler) may itself run into what they just do.
+    assert status in (-signal.SIGABRT, -signal.SIGSEGV)
     assert "Fatal Python error: Aborted" in log  # Where each thread was.
 
 
