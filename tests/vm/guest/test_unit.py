@@ -316,8 +316,9 @@ def test_a_unit_that_cannot_start_raises_the_alert(vehicle: Vehicle) -> None:
 
 
 def test_it_can_be_removed_and_leaves_what_is_the_owners(vehicle: Vehicle) -> None:
-    """The last test: nothing of the program is left."""
+    """The last test here: nothing of the program is left; who needs it then installs it anew."""
     sh(documented("Remove"))
+    install.cache_clear()
     left = sh("find / -xdev -iname '*consentry*' -not -path '/proc/*' -not -path '/tmp/*'")
 
     assert vehicle.show("LoadState") == "not-found"
