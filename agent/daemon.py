@@ -30,7 +30,7 @@ from agent.control.recovery import BY_DAMAGE, recover
 from agent.core.admission import Admission
 from agent.core.binding import Binding
 from agent.core.canfilter import CanFilter, message_filter
-from agent.core.clock import Reading
+from agent.core.clock import FloorClock, Reading
 from agent.core.explanation import facts_of
 from agent.core.jws import verify_policy_jws
 from agent.core.model import NS_PER_S, Batch
@@ -45,7 +45,7 @@ from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
 from agent.edge.control_socket import ControlSocket
 from agent.edge.ledger import Ledger, read_entries
-from agent.edge.store import Store
+from agent.edge.store import FLOOR_NS, Store
 from agent.edge.switch import FileSwitch
 from agent.edge.systemd import Unit
 from agent.edge.uplink import Connected, Uplink
@@ -124,8 +124,8 @@ class Daemon:
             clock=lambda: clock().wall_ns,
             unit=unit or Unit(None),
         )
+        self._recover(now)  # Before anything is made of what the store says, such as the time.
         self._wire(parts)
-        self._recover(now)
         self._control = ControlSocket(
             config.control.socket,
             permissions=parts.permissions,
@@ -313,7 +313,7 @@ class Daemon:
 
     def _recover(self, now: Reading) -> None:
         """Give a consent that was begun anew what the ledger knows of the one before."""
-        moment = self._consent.moment(now)
+        moment = FloorClock(self._store.number(FLOOR_NS)).moment(now)
         entries = (entry for _, entry in read_entries(self._config.state.directory / "ledger"))
         if recover(self._store, entries, moment):
             self._journal.stopped(moment.now_ns, EVERY_GRANT, by=BY_DAMAGE, for_ns=None)
@@ -347,7 +347,7 @@ class Daemon:
             started_s=self._started_s,
             lanes=tuple(LaneStatus(lane.name, lane.is_alive) for lane in self.lanes()),
             buses=self.buses.status(),
-            facts=facts_of(self.capture.counts()),
+            facts=lambda: facts_of(self.capture.counts()),
             capture=CaptureStatus(self.capture.frames, self.capture.overrun, self.capture.given_up),
         )
 

@@ -139,7 +139,7 @@ class Local:
             case Status():
                 return self._status().members()
             case Explain(path):
-                facts = self._look().facts
+                facts = self._look().facts()
                 return explain(path, self._consent.view(self._clock(), facts=facts)).members()
             case Restrict(token):
                 return self._restrict(token.encode("ascii"), ask.peer.uid)

@@ -5,7 +5,7 @@ Rules:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from agent.control.consent import Consent
@@ -37,14 +37,15 @@ class Surroundings:
 
     Attributes:
         started_s: s since the epoch.
-        facts: (grant id, path) → what became of its values; no value among it.
+        facts: Returns (grant id, path) → what became of its values; no value among it. To be asked
+            by who needs it: it goes through all that is granted.
     """
 
     version: str
     started_s: int
     lanes: tuple[LaneStatus, ...]
     buses: tuple[BusStatus, ...]
-    facts: Mapping[tuple[str, str], TakeFacts] = field(default_factory=dict)
+    facts: Callable[[], Mapping[tuple[str, str], TakeFacts]] = dict
     capture: CaptureStatus = field(default_factory=CaptureStatus)
 
 

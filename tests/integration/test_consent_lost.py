@@ -10,6 +10,7 @@ import pytest
 from agent.cloud.envelope import verify_ack
 from agent.core.ack import Ack
 from agent.core.ask import Pause
+from agent.core.model import NS_PER_S
 from agent.demo.judge import Auditor
 from agent.edge.control_client import ask
 from agent.edge.store import Store
@@ -17,6 +18,7 @@ from tests.cloud import Cloud
 from tests.rig import Rig, wait_for
 
 pytestmark = pytest.mark.broker
+DAY_NS = 86_400 * NS_PER_S
 
 FULL: dict[str, Any] = {"read_odometer": {"min_interval_s": 0}}
 
@@ -97,3 +99,21 @@ def test_where_the_ledger_does_not_know_all_either_everything_is_stopped(
     with Store.open(rig.state) as store:
         stops = [(stop.grant_id, stop.who) for stop in store.local_stops()]
     assert stops == ([] if ledger == "whole" else [("*", "damage")])
+
+
+def test_a_clock_that_was_set_back_meanwhile_is_not_believed(
+    rig: Rig, cloud: Cloud, auditor: Auditor
+) -> None:
+    """Or what has expired would be valid again: the ledger knows how late it has been."""
+    with rig.running():
+        pushed(rig, cloud.policy(cloud.grant(FULL)), auditor, cloud)
+        rig.clock.now_ns += 30 * DAY_NS
+        ask(rig.socket, Pause("g1", None))
+    latest_ns = rig.clock.now_ns
+    lose(rig, "damaged")
+    rig.clock.now_ns -= 60 * DAY_NS
+
+    with rig.running() as daemon:
+        believed_ns = daemon._consent.moment(rig.clock()).now_ns
+
+    assert believed_ns >= latest_ns

@@ -4,9 +4,10 @@ Rules:
  * A file is used only when every pragma took hold and SQLite finds it sound.
  * A file that cannot be read is renamed, never repaired and never deleted here; but not while the
    disk takes no other in its place: then the disk is at fault, and may come back with the file.
-   SQLite says of both that the file is malformed. What can still be
-   read of its small tables goes into the new one: the guard against an old policy must not fall
-   with a bad block, nor with a bit of the header, of which SQLite says that it is no database.
+   SQLite says of both that the file is malformed.
+ * What can still be read of its small tables goes into the new one: the guard against an old policy
+   must not fall with a bad block, nor with a bit of the header, of which SQLite says that it is no
+   database.
 """
 
 import errno
