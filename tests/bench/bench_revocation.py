@@ -150,7 +150,7 @@ def measure(folder: Path, spooled: int) -> None:
 
 def fill(store: Store, count: int) -> None:
     """Put envelopes of g1 into the spool, without an fsync for each."""
-    spool = store._spool
+    spool = store._spool.spool
     assert spool is not None
     spool._db.rows("PRAGMA synchronous = OFF")
     for n in range(count):

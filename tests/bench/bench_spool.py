@@ -284,7 +284,7 @@ def filled(folder: Path, count: int) -> Store:
 
 def fill(store: Store, count: int) -> None:
     """Put envelopes of g0 into the spool, without an fsync for each."""
-    spool = store._spool
+    spool = store._spool.spool
     assert spool is not None
     spool._db.rows("PRAGMA synchronous = OFF")
     envelope, now_ns = os.urandom(ENVELOPE_BYTES), time.time_ns()

@@ -87,7 +87,7 @@ def test_what_was_delivered_is_not_sent_again_while_the_disk_refuses_to_erase_it
         rig.broker.stop()
         record(rig, daemon, range(3, 12))
         wait_for("the spool", lambda: daemon.agent.counts["sealed"] >= 9)
-        database = daemon._store._spool._db
+        database = daemon._store._spool.spool._db
         rig.inside(daemon, lambda: database.rows("PRAGMA query_only = ON"))
         rig.broker.start()
         with Auditor(port=rig.broker.port, tls=rig.broker.tls("auditor")) as later:

@@ -313,7 +313,7 @@ def test_a_revocation_is_in_force_though_its_erasure_has_to_wait(tmp_path: Path)
         store.apply_policy(policy(1), [LiveGrant("gr_a", 1), LiveGrant("gr_b", 1)], [], 0)
         for _ in range(3):
             put(store, "gr_a")
-        store._spool._db.rows("PRAGMA query_only = ON")  # type: ignore[union-attr]
+        store._spool.spool._db.rows("PRAGMA query_only = ON")  # type: ignore[union-attr]
 
         live, ended = [LiveGrant("gr_b", 1)], [Tombstone("gr_a", "revoked")]
         purged = store.apply_policy(policy(2), live, ended, 0)
@@ -321,7 +321,7 @@ def test_a_revocation_is_in_force_though_its_erasure_has_to_wait(tmp_path: Path)
         assert not purged.scrubbed
         assert store.tombstoned("gr_a") == "revoked"
         assert store.pending(9) == ()
-        store._spool._db.rows("PRAGMA query_only = OFF")  # type: ignore[union-attr]
+        store._spool.spool._db.rows("PRAGMA query_only = OFF")  # type: ignore[union-attr]
         assert store.scrub()
         assert store.counts() == {}
         assert put(store, "gr_b") == 1

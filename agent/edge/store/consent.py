@@ -25,6 +25,8 @@ NAME = "consent.db"
 BEGUN_ANEW = "begun_anew"
 _FLOOR = "floor"  # The name under which the floor is kept.
 FLOOR_NS = "floor_ns"  # Name of the number that is the floor of the clock.
+CHANGED_NS = "changed_ns"  # And of the one that says when grants changed last.
+SPOOL_ERASURES = "spool_erasures"  # How often the whole spool was erased under living grants.
 
 
 class ConsentFile:
@@ -153,6 +155,15 @@ class ConsentFile:
         """Return the number kept under this name, or None."""
         row = self._db.row("SELECT value FROM number WHERE name = ?", name)
         return None if row is None else int(row[0])
+
+    def latest_ns(self) -> int:
+        """Return the latest time on disk: of what the spool does late no better one is known."""
+        policy = self.in_force()
+        return max(
+            self.number(CHANGED_NS) or 0,
+            self.number(FLOOR_NS) or 0,
+            0 if policy is None else policy.applied_ns,  # A state of 0.1.0 has no more.
+        )
 
     def keep_numbers(self, numbers: Mapping[str, int]) -> None:
         """Keep numbers, such as the floor of the clock, under their names, all or none.

@@ -7,18 +7,50 @@ Rules:
    and the recipient is told that those up to it may be lost.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from agent.edge.store.database import Database
-from agent.edge.store.value import Mark
+from agent.edge.store.value import Mark, NewEnvelope
 
 AHEAD = 1024  # Numbers that one write allows.
 
 
-def stored(db: Database) -> dict[str, Mark]:
-    """Return the mark of each grant that ever drew a number, by grant id."""
-    rows = db.rows("SELECT grant_id, recipient, n FROM mark")
-    return {grant_id: Mark(recipient, n) for grant_id, recipient, n in rows}
+class Marks:
+    """The mark of each grant that ever drew a number, as the consent's file has it."""
 
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        rows = db.rows("SELECT grant_id, recipient, n FROM mark")
+        self._known = {grant_id: Mark(recipient, n) for grant_id, recipient, n in rows}
 
-def write(db: Database, grant_id: str, mark: Mark) -> None:
-    """Raise the mark of a grant."""
-    db.rows("INSERT OR REPLACE INTO mark VALUES (?, ?, ?)", grant_id, mark.recipient, mark.n)
+    @property
+    def known(self) -> Mapping[str, Mark]:
+        """The marks, by grant id."""
+        return dict(self._known)
+
+    def reach(self, grant_id: str, recipient: str, n: int) -> None:
+        """Have it on disk that the grant's numbers may have come to n.
+
+        Raises:
+            StoreError: The disk refused; n must not be used.
+        """
+        known = self._known.get(grant_id)
+        if known is not None and n <= known.n and recipient == known.recipient:
+            return
+        mark = Mark(recipient, max(n - 1 + AHEAD, known.n if known else 0))
+        self._db.with_reserve(
+            lambda: self._db.rows(
+                "INSERT OR REPLACE INTO mark VALUES (?, ?, ?)", grant_id, mark.recipient, mark.n
+            )
+        )
+        self._known[grant_id] = mark
+
+    def before(self, new: NewEnvelope) -> NewEnvelope:
+        """Return the same, but that no number is sealed with before its mark is on disk."""
+
+        def seal(n: int) -> bytes:
+            self.reach(new.grant_id, new.recipient, n)
+            return new.seal(n)
+
+        return replace(new, seal=seal)

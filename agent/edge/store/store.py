@@ -14,19 +14,18 @@ Rules:
  * One thread: the one that opened the store.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-from agent.edge.store import grants, marks, overlays
-from agent.edge.store.consent import FLOOR_NS, ConsentFile
-from agent.edge.store.database import is_corrupt, is_full
+from agent.edge.store import grants, overlays
+from agent.edge.store.consent import CHANGED_NS, SPOOL_ERASURES, ConsentFile
+from agent.edge.store.database import is_full
 from agent.edge.store.directory import StateDirectory
-from agent.edge.store.file import NewerState
+from agent.edge.store.follower import Follower
+from agent.edge.store.marks import Marks
 from agent.edge.store.migration import migrate
 from agent.edge.store.spool import Spool
 from agent.edge.store.value import (
@@ -34,7 +33,6 @@ from agent.edge.store.value import (
     GrantState,
     Kept,
     LiveGrant,
-    Mark,
     NewEnvelope,
     Purged,
     SpoolLimits,
@@ -47,19 +45,8 @@ from agent.edge.store.value import (
 )
 from agent.errors import StoreError
 
-SPOOLS = "spools"  # How many spool files have been begun.
-ROWS_OF_A_SPOOL = 1 << 40  # So many row ids are for each, so that none comes twice.
-SPOOL_ERASURES = "spool_erasures"  # How often the whole spool was erased under living grants.
-CHANGED_NS = "changed_ns"  # When grants changed last.
 NOTHING: AbstractSet[int] = frozenset()
 NO_GRANTS: AbstractSet[str] = frozenset()
-
-_Result = TypeVar("_Result")
-_log = logging.getLogger(__name__)
-
-
-class _SpoolUnusable(StoreError):  # noqa: N818 - named for what is so, as in agent.errors
-    """The spool cannot be opened, or has not followed the consent."""
 
 
 class Store(ConsentFile):
@@ -69,18 +56,15 @@ class Store(ConsentFile):
         self, directory: StateDirectory, *, limits: SpoolLimits, newest_first: bool
     ) -> None:
         self._directory = directory
-        self._limits = limits
         self._newest_first = newest_first
         migrate(directory)
         super().__init__(directory)
-        self._spool: Spool | None = None
-        self._marks = marks.stored(self._db)
-        self._is_behind = True
-        self._fault = ""
-        self._damage = [Damage("consent", "set-aside")] if self._db.set_aside else []
+        self._marks = Marks(self._db)
+        self._spool = Follower(directory, limits, self, self._marks)
+        self._damage = (Damage("consent", "set-aside"),) if self._db.set_aside else ()
         try:
             self._db.settle()
-            self._follow()
+            self._spool.follow()
             self.scrub()  # Mends a crash between an erasure and the truncation of the log.
         except BaseException:
             self._close_files()
@@ -123,7 +107,7 @@ class Store(ConsentFile):
 
         What could still be read of its small tables has been carried over; never envelopes.
         """
-        return self._db.set_aside or (self._spool.set_aside if self._spool else None)
+        return self._db.set_aside or self._spool.set_aside
 
     @property
     def evidence(self) -> tuple[str, ...]:
@@ -133,7 +117,7 @@ class Store(ConsentFile):
     @property
     def spool_fault(self) -> str:
         """Why the spool takes or gives nothing, or "" while it does."""
-        return self._fault
+        return self._spool.fault
 
     def __enter__(self) -> Self:
         return self
@@ -212,7 +196,7 @@ class Store(ConsentFile):
         if not self.counts() and all(g.state == "pending" for g in self.live_grants()):
             return Purged()
         self._db.with_reserve(step)
-        erased, scrubbed = self._follow(is_end=True)
+        erased, scrubbed = self._spool.follow(is_end=True)
         return Purged(erased=erased, scrubbed=self._db.scrub() and scrubbed)
 
     def set_grant_state(self, grant_id: str, state: GrantState) -> None:
@@ -232,7 +216,7 @@ class Store(ConsentFile):
                     raise StoreError(f"grant {grant_id} is not live, expected a live one")
 
         self._db.with_reserve(step)
-        self._follow()
+        self._spool.follow()
 
     def append(  # noqa: PLR0913 - the columns of a row, by keyword
         self,
@@ -270,9 +254,9 @@ class Store(ConsentFile):
         """
         if not arrived:
             return []
-        marked = [self._marking(new) for new in arrived]
+        marked = [self._marks.before(new) for new in arrived]
         try:
-            return list(self._written(lambda spool: spool.append_all(marked)))
+            return list(self._spool.write(lambda spool: spool.append_all(marked)))
         except StoreError as exc:
             if len(marked) == 1:
                 return [exc]
@@ -295,7 +279,7 @@ class Store(ConsentFile):
             without: Grants of which nothing may be sent now.
         """
         order = self._newest_first
-        return self._read(
+        return self._spool.read(
             lambda spool: spool.pending(
                 limit, exclude=exclude, without=without, newest_first=order
             ),
@@ -307,7 +291,7 @@ class Store(ConsentFile):
 
         Each stays until its id is given to `delivered`, also of a grant that has ended.
         """
-        return self._read(lambda spool: spool.gaps(limit, exclude=exclude), ())
+        return self._spool.read(lambda spool: spool.gaps(limit, exclude=exclude), ())
 
     def delivered(self, row_ids: Sequence[int]) -> Mapping[str, Tally]:
         """Remove envelopes that the broker has taken over; return what, per grant.
@@ -318,7 +302,7 @@ class Store(ConsentFile):
         Raises:
             StoreError: The disk refused, or the spool cannot be used; all stay.
         """
-        return self._written(lambda spool: spool.delivered(row_ids))
+        return self._spool.write(lambda spool: spool.delivered(row_ids))
 
     def expire(self, now_ns: int) -> Mapping[str, Tally]:
         """Erase envelopes whose retention has passed (expires_ns ≤ now); return what, per grant.
@@ -331,37 +315,34 @@ class Store(ConsentFile):
 
         def step(spool: Spool) -> Mapping[str, Tally]:
             try:
-                spool.number_unstored(self._mark)
+                spool.number_unstored(self._marks.reach)
             except StoreError as exc:
                 if not is_full(exc):
                     raise
             return spool.expire(now_ns)
 
-        return self._read(step, {})
+        return self._spool.read(step, {})
 
     def take_evicted(self) -> Mapping[str, Tally]:
         """Return what gave way in a full spool since this was last asked, per grant."""
-        if self._spool is None:
-            return {}
-        evicted, self._spool.evicted = self._spool.evicted, {}
-        return evicted
+        return self._spool.take_evicted()
 
     def take_damage(self) -> tuple[Damage, ...]:
         """Return which files had to be begun anew since this was last asked."""
-        damage, self._damage = tuple(self._damage), []
+        damage, self._damage = (*self._damage, *self._spool.take_damage()), ()
         return damage
 
     def counts(self) -> Mapping[str, Tally]:
         """Return what the spool holds, per grant."""
-        return self._read(lambda spool: spool.counts, {})
+        return self._spool.read(lambda spool: spool.counts, {})
 
     def tallies(self) -> tuple[SpoolTally, ...]:
         """Return what waits, with its numbers and times, in order of grant id."""
-        return self._read(lambda spool: spool.tallies(), ())
+        return self._spool.read(lambda spool: spool.tallies(), ())
 
     def each(self) -> Iterator[SpoolRow]:
         """Yield every envelope, whether it may be sent or not, oldest first."""
-        return self._read(lambda spool: spool.each(), iter(()))
+        return self._spool.read(lambda spool: spool.each(), iter(()))
 
     def faults(self) -> tuple[str, ...]:
         """Return what is wrong with the files, one sentence each.
@@ -369,7 +350,7 @@ class Store(ConsentFile):
         Raises:
             StoreError: They cannot be read at all.
         """
-        return (*self._db.faults(), *self._guarded(lambda spool: spool.faults()))
+        return (*self._db.faults(), *self._spool.ask(lambda spool: spool.faults()))
 
     def purge(self, grant_id: str | None, at_ns: int) -> Mapping[str, Tally]:
         """Erase what waits of a grant, or all of it; consent stays as it is.
@@ -381,17 +362,15 @@ class Store(ConsentFile):
         Raises:
             StoreError: The disk refused; nothing was erased.
         """
-        return self._guarded(lambda spool: spool.purge(grant_id, at_ns))
+        return self._spool.ask(lambda spool: spool.purge(grant_id, at_ns))
 
     def once_taken(self) -> frozenset[tuple[str, str]]:
         """Return every (grant_id, path) of a live grant that has given its single sample."""
-        return self._read(lambda spool: spool.once_taken(), frozenset())
+        return self._spool.read(lambda spool: spool.once_taken(), frozenset())
 
     def scrub(self) -> bool:
         """Clear the traces of what has been erased; return whether that could be done."""
-        if self._is_behind:
-            self._follow()
-        is_done = self._spool is not None and not self._is_behind and self._spool.scrub()
+        is_done = self._spool.scrub()
         return self._db.scrub() and is_done
 
     def _replace(
@@ -413,151 +392,11 @@ class Store(ConsentFile):
         before = {(grant.grant_id, grant.rev) for grant in self.live_grants()}
         not_revived = self._db.with_reserve(step)
         after = {(grant.grant_id, grant.rev) for grant in self.live_grants()}
-        erased, scrubbed = self._follow(is_end=bool(before - after))
+        erased, scrubbed = self._spool.follow(is_end=bool(before - after))
         return Purged(
             erased=erased, not_revived=not_revived, scrubbed=self._db.scrub() and scrubbed
         )
 
-    def _follow(self, *, is_end: bool = False) -> tuple[dict[str, Tally], bool]:
-        """Make the spool follow the consent; return what was erased, and whether without traces.
-
-        The disk refusing is not raised: the consent is in force, and until this succeeds the spool
-        takes and gives nothing.
-
-        Raises:
-            NewerState: A newer agent wrote the spool.
-        """
-        self._is_behind = True
-        live, erasures = self.live_grants(), self.number(SPOOL_ERASURES) or 0
-        at_ns = self._latest_ns()
-        try:
-            spool = self._spool or self._opened()
-            try:
-                erased, scrubbed = spool.follow(live, at_ns, generation=erasures)
-            except StoreError as exc:
-                if not is_corrupt(exc):
-                    raise
-                spool = self._renewed()
-                erased, scrubbed = spool.follow(live, at_ns, generation=erasures)
-        except NewerState:
-            raise
-        except StoreError as exc:
-            self._tell(exc)
-            return {}, False
-        self._is_behind, self._fault = False, ""
-        # Nobody can say whose envelopes lie in a file that could not be read.
-        return erased, scrubbed and (not is_end or spool.remove_set_aside())
-
-    def _latest_ns(self) -> int:
-        """Return the latest time on disk: of what the spool does late no better one is known."""
-        policy = self.in_force()
-        return max(
-            self.number(CHANGED_NS) or 0,
-            self.number(FLOOR_NS) or 0,
-            0 if policy is None else policy.applied_ns,  # A state of 0.1.0 has no more.
-        )
-
-    def _marking(self, new: NewEnvelope) -> NewEnvelope:
-        """Return the same, but that no number is used before its mark is on disk."""
-
-        def seal(n: int) -> bytes:
-            self._mark(new.grant_id, new.recipient, n)
-            return new.seal(n)
-
-        return replace(new, seal=seal)
-
-    def _mark(self, grant_id: str, recipient: str, n: int) -> None:
-        """Have it on disk, beside the consent, that the grant's numbers may have come to n."""
-        known = self._marks.get(grant_id)
-        if known is not None and n <= known.n and recipient == known.recipient:
-            return
-        mark = Mark(recipient, max(n - 1 + marks.AHEAD, known.n if known else 0))
-        self._db.with_reserve(lambda: marks.write(self._db, grant_id, mark))
-        self._marks[grant_id] = mark
-
-    def _opened(self, *, is_corrupt: bool = False) -> Spool:
-        spool = Spool(self._directory, self._limits, is_corrupt=is_corrupt)
-        try:
-            if spool.is_new:
-                if (aside := spool.set_aside) is not None:
-                    _log.error("spool was corrupt", extra={"set_aside": aside.name})
-                    self._damage.append(Damage("spool", "set-aside"))
-                elif self._marks:
-                    _log.error("spool was missing")
-                    self._damage.append(Damage("spool", "missing"))
-                row_id = self.next_counter(SPOOLS) * ROWS_OF_A_SPOOL
-                spool.begin_at(self._marks, row_id, self._latest_ns())
-        except BaseException:
-            spool.close()
-            raise
-        self._spool = spool
-        return spool
-
-    def _renewed(self) -> Spool:
-        """Open the spool again, which turned out not to be readable, or begin a new one."""
-        self._is_behind = True
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
-        return self._opened(is_corrupt=True)
-
-    def _guarded(self, step: Callable[[Spool], _Result]) -> _Result:
-        """Do something with the spool; if it cannot be read, once more with a new one.
-
-        Raises:
-            StoreError: What the step raised, or the spool cannot be used.
-        """
-        try:
-            return step(self._usable())
-        except StoreError as exc:
-            if not is_corrupt(exc):
-                raise
-        self._renewed()
-        return step(self._usable())
-
-    def _written(self, step: Callable[[Spool], _Result]) -> _Result:
-        """Do something that the disk must take; what it says of it is the spool's fault.
-
-        Raises:
-            StoreError: As `_guarded`.
-        """
-        try:
-            done = self._guarded(step)
-        except StoreError as exc:
-            if exc.__cause__ is not None:  # SQLite's word, not ours on a grant.
-                self._fault = exc.message
-            raise
-        self._fault = ""
-        return done
-
-    def _usable(self) -> Spool:
-        """Return the spool once it has followed.
-
-        Raises:
-            _SpoolUnusable: It cannot be opened, or has not.
-        """
-        if self._is_behind:
-            self._follow()
-        if self._spool is None or self._is_behind:
-            raise _SpoolUnusable(f"the spool cannot be used: {self._fault}")
-        return self._spool
-
-    def _read(self, step: Callable[[Spool], _Result], nothing: _Result) -> _Result:
-        """Ask the spool; it has nothing to say while it cannot be used."""
-        try:
-            return self._guarded(step)
-        except _SpoolUnusable:
-            return nothing  # Why was told when it was tried.
-        except StoreError as exc:
-            self._tell(exc)
-            return nothing
-
-    def _tell(self, exc: StoreError) -> None:
-        if exc.message != self._fault:  # It is tried again at every turn.
-            _log.error("spool unusable", extra={"error": exc.message, "hint": exc.hint or ""})
-        self._fault = exc.message
-
     def _close_files(self) -> None:
         self._db.close()
-        if self._spool is not None:
-            self._spool.close()
+        self._spool.close()

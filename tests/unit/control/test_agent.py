@@ -246,7 +246,7 @@ def test_the_ledger_tells_of_a_spool_that_broke_while_the_agent_ran(
     lane.agent.turn(0.0)
     lane.store.scrub()
     damage(lane.state)
-    lane.store._spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr] # drops its cache
+    lane.store._spool.spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr] # drops its cache
 
     lane.agent.post(batches)
     lane.agent.turn(0.0)
@@ -267,7 +267,7 @@ def test_a_spool_that_the_disk_does_not_let_write_is_told_until_it_does(
 ) -> None:
     lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
     batches = collected(lane.plans[-1], lane.now_ns)
-    lane.store._spool._db.rows("PRAGMA query_only = ON")  # type: ignore[union-attr] # as read-only
+    lane.store._spool.spool._db.rows("PRAGMA query_only = ON")  # type: ignore[union-attr] # as read-only
     lane.agent.post(batches)
     lane.agent.turn(0.0)
 
@@ -275,7 +275,7 @@ def test_a_spool_that_the_disk_does_not_let_write_is_told_until_it_does(
     assert "READONLY" in status.disk.spool_fault
     assert to_platform["warnings"] == ["spool-unusable"]
 
-    lane.store._spool._db.rows("PRAGMA query_only = OFF")  # type: ignore[union-attr] # as before
+    lane.store._spool.spool._db.rows("PRAGMA query_only = OFF")  # type: ignore[union-attr] # as before
     lane.agent.post(batches)
     lane.agent.turn(0.0)
     assert (told(lane)[0].disk.spool_fault, told(lane)[1]["warnings"]) == ("", [])

@@ -244,7 +244,7 @@ def test_what_a_crash_left_in_the_log_is_gone_when_the_store_is_opened(directory
     with Store.open(directory) as store:
         with_grants(store, "gr_a")
         put(store, "gr_a", SECRET)
-        spool = store._spool
+        spool = store._spool.spool
         assert spool is not None
         for row in store.pending(9):
             spool._db.rows("DELETE FROM spool WHERE row_id = ?", row.row_id)
@@ -336,7 +336,7 @@ def test_an_erasure_whose_traces_remain_in_either_log_does_not_say_that_they_are
     with_grants(store, "gr_a", "gr_b", "gr_c")
     for grant_id in ("gr_a", "gr_b", "gr_c"):
         put(store, grant_id)
-    spool = store._spool
+    spool = store._spool.spool
     assert spool is not None
     reading = (store._db if which == "consent" else spool._db).each("SELECT * FROM live_grant")
     next(reading)
@@ -370,7 +370,7 @@ def test_a_spool_that_refuses_one_thing_is_told_and_goes_on_with_others(
 ) -> None:
     with_grants(store, "gr_a")
     put(store, "gr_a")
-    spool = store._spool
+    spool = store._spool.spool
     assert spool is not None
     spool._db.rows("DROP TABLE gap")
 
@@ -415,7 +415,7 @@ def test_a_spool_without_room_to_follow_is_kept_and_follows_when_there_is(
     """A full disk is no corruption: nothing is set aside, and until it has followed it is mute."""
     with_grants(store, "gr_a")
     put(store, "gr_a")
-    spool = store._spool
+    spool = store._spool.spool
     assert spool is not None
     ((pages,),) = spool._db.rows("PRAGMA page_count")
     spool._db.rows(f"PRAGMA max_page_count = {pages}")
@@ -441,7 +441,7 @@ def test_a_spool_that_turns_out_broken_while_it_is_read_begins_anew(
             put(store, "gr_a", SECRET)
         store.scrub()
         damage(directory)
-        store._spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr] # drops its cache
+        store._spool.spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr] # drops its cache
 
         assert store.pending(9) == ()
         assert "spool was corrupt" in [record.message for record in caplog.records]

@@ -354,7 +354,7 @@ def test_a_spool_that_breaks_does_not_hinder_a_revocation(directory: Path) -> No
             put(store, "gr_b", secret)
         store.scrub()
         damage(directory)
-        store._spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr] # drops its cache
+        store._spool.spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr] # drops its cache
 
         purged = store.apply_policy(
             policy(2), [LiveGrant("gr_b", 1)], [Tombstone("gr_a", "revoked")], 0
@@ -457,7 +457,7 @@ def test_an_append_is_one_commit_of_few_pages(
         store.scrub()
         for _ in range(20):
             put(store, "gr_a", bytes(500))
-        spool = store._spool
+        spool = store._spool.spool
         assert spool is not None
         ((_, frames, _),) = spool._db.rows("PRAGMA wal_checkpoint")
 
