@@ -5,18 +5,17 @@ Rules:
  * A line counts only as a whole sentence with a right checksum, of a satellite receiver; everything
    else (binary protocols, a wrong baud rate, cut lines) is counted and let go.
  * A round ends when the next one begins, or when the line was quiet.
- * A device that is not there, or was unplugged, is tried again with growing pauses.
+ * A device that is not there, or was unplugged, is tried again (`agent.adapter`).
  * No position is in a log line, a message or a counter. Nothing is written to the device.
 """
 
-import logging
 import re
 import select
 import termios
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from datetime import time as time_of_day
@@ -25,21 +24,15 @@ import serial
 from pynmeagps import NMEAReader
 from pynmeagps.exceptions import NMEAMessageError, NMEAParseError, NMEAStreamError, NMEATypeError
 
-from agent.condition import Condition
-from agent.core.bushealth import BusHealth, BusState
-from agent.core.canfilter import CanFilter
+from agent import adapter
+from agent.adapter import AdapterReader
+from agent.core.bushealth import BusHealth
 from agent.core.gnss import Rounds, Sentence
 from agent.core.model import Frame
 from agent.errors import BusError
 
 BAUDRATE = 9600  # NMEA 0183's usual rate for GNSS; USB receivers take any.
 QUIET_S = 0.25  # A pause that ends a round: sentences of one round follow each other at once.
-POLL_S = 0.5  # How long a silent line is waited for before the flags are looked at.
-MOVE_S = 5.0  # The thread moves at least this often, also while it waits for a device.
-MIN_PAUSE_S = 0.5
-MAX_PAUSE_S = 30.0
-STEADY_S = 10.0  # A device that was open for so long works; one that gave a round does, too.
-JOIN_S = 1.0
 MAX_LINE = 512  # NMEA 0183 says 82; some receivers write more.
 
 _KNOTS_TO_KMH = 1.852
@@ -50,11 +43,27 @@ _ANY = re.compile(rb"[$!][A-Z]{2,}[A-Z0-9]*,[ -~]*\*[0-9A-Fa-f]{2}\Z")
 _NO_FIX_MODES = {"N", "M", "S"}  # NMEA 0183 RMC: no fix, set by hand, simulated.
 _NO_FIX_QUALITIES = {0, 7, 8}  # NMEA 0183 GGA: no fix, set by hand, simulated.
 
-_log = logging.getLogger(__name__)
+
+def open_device(channel: str, baudrate: int) -> serial.Serial:
+    """Open a receiver's serial line.
+
+    Raises:
+        BusError: It is not there, or not ours to read.
+    """
+    try:
+        return serial.Serial(channel, baudrate, timeout=0, exclusive=True)
+    except Exception as exc:
+        # Whatever it is: a device that is unplugged meanwhile raises termios.error.
+        raise BusError(
+            f"the GNSS receiver {channel} cannot be opened: {exc}",
+            hint="check channel and options in agent.toml, and who may read the device",
+        ) from exc
 
 
-class GnssReader:
+class GnssReader(AdapterReader[serial.Serial]):
     """Reads one receiver in a thread of its own until it is closed."""
+
+    _losses = (BusError, OSError, termios.error)
 
     def __init__(
         self,
@@ -74,110 +83,37 @@ class GnssReader:
             sink: Gets every frame, in this reader's thread.
             clock: ns since the epoch; gives the frames their times.
         """
-        self.name = name
-        self.turns = 0  # Rises whenever the thread has gone round its loop.
-        self.failure: BaseException | None = None
+        super().__init__(name, clock=clock)
         self._channel = channel
         self._baudrate = int(options.get("baudrate", BAUDRATE))
         self._sink = sink
-        self._clock = clock
         self._lines = Lines()
         self._rounds = Rounds(name)
-        self._stop = threading.Event()
-        self._wanted = threading.Event()
-        self._condition = Condition(name)
-        self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
-
-    def set_filters(self, filters: Sequence[CanFilter]) -> None:
-        """Read while there are filters; () closes the device within `POLL_S`. For any thread."""
-        if filters:
-            self._wanted.set()
-        elif not self._stop.is_set():
-            self._wanted.clear()
-
-    def start(self) -> None:
-        """Begin; the device is opened in the reader's thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the thread to end; `close` waits for it."""
-        self._stop.set()
-        self._wanted.set()  # Wakes it where nothing is wanted.
-
-    def close(self) -> None:
-        """Stop reading and give the device back. Harmless when called twice."""
-        self.stop()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout=JOIN_S)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the reader's thread runs."""
-        return self._thread.is_alive()
 
     def health(self) -> BusHealth:
         """Return how the receiver does; `no-fix` counts the rounds without a position."""
         errors = dict(self._lines.refused)
         if self._rounds.without_fix:
             errors["no-fix"] = self._rounds.without_fix
-        return replace(self._condition.health(), errors=errors)
+        return replace(super().health(), errors=errors)
 
-    def _run(self) -> None:
-        pause_s = MIN_PAUSE_S
-        try:
-            while not self._stop.is_set():
-                self.turns += 1
-                if not self._wanted.wait(MOVE_S):
-                    continue
-                frames, steady_s = self._condition.frames, None
-                try:
-                    with self._open() as port:
-                        steady_s = time.monotonic() + STEADY_S
-                        self._condition.enter(BusState.ACTIVE, self._clock())
-                        self._read(port)
-                    self._condition.enter(BusState.IDLE, self._clock())
-                except (BusError, OSError, termios.error) as exc:
-                    self._condition.lose(self._clock(), str(exc))
-                    is_steady = steady_s is not None and time.monotonic() >= steady_s
-                    if is_steady or self._condition.frames > frames:
-                        pause_s = MIN_PAUSE_S
-                    self._pause(pause_s)
-                    pause_s = min(pause_s * 2, MAX_PAUSE_S)
-        except Exception as exc:  # noqa: BLE001 - the thread's top, see below
-            # The thread's top: the daemon sees the dead lane and ends the process.
-            self.failure = exc
-            _log.exception("bus reader died", extra={"bus": self.name})
-
-    def _pause(self, left_s: float) -> None:
-        while left_s > 0 and self._wanted.is_set() and not self._stop.wait(min(left_s, MOVE_S)):
-            left_s -= MOVE_S
-            self.turns += 1
-
-    def _open(self) -> serial.Serial:
+    @contextmanager
+    def _open(self) -> Iterator[serial.Serial]:
         self._lines.begin()
-        try:
-            return serial.Serial(self._channel, self._baudrate, timeout=0, exclusive=True)
-        except Exception as exc:
-            # Whatever it is: a device that is unplugged meanwhile raises termios.error.
-            raise BusError(
-                f"the GNSS receiver {self._channel} cannot be opened: {exc}",
-                hint="check channel and options in agent.toml, and who may read the device",
-            ) from exc
+        with open_device(self._channel, self._baudrate) as port:
+            yield port
+        self._rounds.close()  # Not given: nothing is wanted any more.
 
     def _read(self, port: serial.Serial) -> None:
-        while self._wanted.is_set() and not self._stop.is_set():
-            self.turns += 1
-            self._condition.look(time.time_ns())
-            wait_s = QUIET_S if self._rounds.is_open else POLL_S
-            if not select.select([port], [], [], wait_s)[0]:
-                self._give(self._rounds.close())
-                continue
-            # A device that was unplugged is readable and gives an error or nothing.
-            data = port.read(max(1, port.in_waiting))
-            now_ns = self._clock()
-            for sentence in self._lines.feed(data):
-                self._give(self._rounds.add(now_ns, sentence))
-        self._rounds.close()  # Not given: nothing is wanted any more.
+        wait_s = QUIET_S if self._rounds.is_open else adapter.POLL_S
+        if not select.select([port], [], [], wait_s)[0]:
+            self._give(self._rounds.close())
+            return
+        # A device that was unplugged is readable and gives an error or nothing.
+        data = port.read(max(1, port.in_waiting))
+        now_ns = self._clock()
+        for sentence in self._lines.feed(data):
+            self._give(self._rounds.add(now_ns, sentence))
 
     def _give(self, frame: Frame | None) -> None:
         if frame is not None:

@@ -1,7 +1,8 @@
 """A CAN bus through python-can: every adapter that it knows, by configuration only.
 
 Rules:
- * One reader thread per bus; it hands over chunks of frames, as many as lay waiting.
+ * One reader thread per bus (`agent.adapter` opens and tries again); it hands over chunks of
+   frames, as many as lay waiting.
  * It never sends: there is no call that writes to the bus in this module.
  * python-can's time is float seconds; it is rounded to whole µs here and goes no further. Where it
    is that of a device's own clock it is moved to ours (`Times`).
@@ -9,21 +10,18 @@ Rules:
    kind has a code of its own.
  * While no frame is wanted the adapter is not open. While some are, all frames of the bus come into
    the process, for few adapters can choose; the gate lets go what nobody may have.
- * A bus that cannot be opened or read is tried again with growing pauses; frames that python-can
-   could not give are counted by the adapter, reconnections by us.
+ * Frames that python-can could not give are counted by the adapter, reconnections by us.
 """
 
-import logging
 import termios
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import can
 
-from agent.condition import Condition
-from agent.core.bushealth import BusHealth, BusState, ErrorFrame
-from agent.core.canfilter import CanFilter
+from agent import adapter
+from agent.adapter import AdapterReader
+from agent.core.bushealth import ErrorFrame
 from agent.core.model import (
     CAN_EFF_FLAG,
     CAN_ERR_FLAG,
@@ -35,18 +33,10 @@ from agent.core.model import (
 from agent.errors import BusError
 
 CHUNK = 256  # Frames handed over at once; bounds the time until a new plan is looked at.
-POLL_S = 0.5  # How long a silent bus is waited for before the stop flag is looked at.
-MIN_PAUSE_S = 0.5
-MAX_PAUSE_S = 30.0
-STEADY_S = 10.0  # An adapter that was open for so long works; one that gave a frame does, too.
-MOVE_S = 5.0  # The thread moves at least this often, also while it waits for an adapter.
-JOIN_S = 1.0  # A reader whose adapter hangs is not waited for: it has nothing that must be stored.
 FAR_NS = 10 * NS_PER_S  # A time that is further from ours than this is of another clock.
 
 # Whose error frames are those of linux/can/error.h.
 _LINUX_ERRORS = {"gs_usb", "socketcand"}
-
-_log = logging.getLogger(__name__)
 
 
 def open_bus(
@@ -68,8 +58,10 @@ def open_bus(
         ) from exc
 
 
-class PyCanReader:
+class PyCanReader(AdapterReader[can.BusABC]):
     """Reads one bus in a thread of its own until it is closed."""
+
+    _losses = (BusError, can.CanError, OSError, termios.error)
 
     def __init__(  # noqa: PLR0913 - what an adapter needs
         self,
@@ -92,106 +84,38 @@ class PyCanReader:
             sink: Gets every chunk, in this reader's thread.
             clock: ns since the epoch.
         """
-        self.name = name
-        self.turns = 0  # Rises whenever the thread has gone round its loop.
-        self._open: Callable[[], can.BusABC] = lambda: open_bus(interface, channel, options)
+        super().__init__(name, clock=clock)
+        self._interface, self._channel, self._options = interface, channel, options
         self._sink = sink
-        self._clock = clock
         self._times = None if options.get("preserve_timestamps") else Times(clock)
         self._tells_errors = interface in _LINUX_ERRORS
-        self._stop = threading.Event()
-        self._wanted = threading.Event()
-        self._condition = Condition(name)
-        self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
-        self.failure: BaseException | None = None
 
-    def set_filters(self, filters: Sequence[CanFilter]) -> None:
-        """Read while there are filters; () closes the adapter within `POLL_S`. For any thread."""
-        if filters:
-            self._wanted.set()
-        elif not self._stop.is_set():
-            self._wanted.clear()
+    def _open(self) -> can.BusABC:
+        bus = open_bus(self._interface, self._channel, self._options)
+        if self._times is not None:
+            self._times.begin()
+        return bus
 
-    def start(self) -> None:
-        """Begin reading; the bus is opened in the reader's thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the thread to end; `close` waits for it."""
-        self._stop.set()
-        self._wanted.set()  # Wakes it where nothing is wanted.
-
-    def close(self) -> None:
-        """Stop reading and give the adapter back. Harmless when called twice."""
-        self.stop()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout=JOIN_S)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the reader's thread runs."""
-        return self._thread.is_alive()
-
-    def health(self) -> BusHealth:
-        """Return how the bus does now; python-can tells little more than that it is open."""
-        return self._condition.health()
-
-    def _run(self) -> None:
-        pause_s = MIN_PAUSE_S
+    def _read(self, port: can.BusABC) -> None:
+        message = self._receive(port, adapter.POLL_S)
+        chunk: list[Frame] = []
+        errors: list[ErrorFrame] = []
         try:
-            while not self._stop.is_set():
-                self.turns += 1
-                if not self._wanted.wait(MOVE_S):
-                    continue
-                frames, steady_s = self._condition.frames, None
-                try:
-                    with self._open() as bus:
-                        steady_s = time.monotonic() + STEADY_S
-                        if self._times is not None:
-                            self._times.begin()
-                        self._condition.enter(BusState.ACTIVE, self._clock())
-                        self._read(bus)
-                    self._condition.enter(BusState.IDLE, self._clock())
-                except (BusError, can.CanError, OSError, termios.error) as exc:
-                    self._condition.lose(self._clock(), str(exc))
-                    is_steady = steady_s is not None and time.monotonic() >= steady_s
-                    if is_steady or self._condition.frames > frames:
-                        pause_s = MIN_PAUSE_S
-                    self._pause(pause_s)
-                    pause_s = min(pause_s * 2, MAX_PAUSE_S)
-        except Exception as exc:  # noqa: BLE001 - the thread's top, see below
-            # The thread's top: the daemon sees the dead lane and ends the process.
-            self.failure = exc
-            _log.exception("bus reader died", extra={"bus": self.name})
-
-    def _pause(self, left_s: float) -> None:
-        while left_s > 0 and self._wanted.is_set() and not self._stop.wait(min(left_s, MOVE_S)):
-            left_s -= MOVE_S
-            self.turns += 1
-
-    def _read(self, bus: can.BusABC) -> None:
-        while self._wanted.is_set() and not self._stop.is_set():
-            self.turns += 1
-            self._condition.look(self._clock())
-            message = self._receive(bus, POLL_S)
-            chunk: list[Frame] = []
-            errors: list[ErrorFrame] = []
-            try:
-                while message is not None:
-                    if message.is_error_frame and self._tells_errors:
-                        can_id = message.arbitration_id | CAN_ERR_FLAG
-                        errors.append((self._t_ns(message), can_id, bytes(message.data)))
-                    elif message.is_error_frame or _is_cut(message):
-                        self._condition.count_error("reported")
-                    else:
-                        chunk.append(_frame(message, self._t_ns(message), self.name))
-                    if len(chunk) >= CHUNK:
-                        break
-                    message = self._receive(bus, 0)
-            finally:  # What was read before the adapter failed counts.
-                self._condition.note(chunk, errors)
-                if chunk:
-                    self._sink(chunk)
+            while message is not None:
+                if message.is_error_frame and self._tells_errors:
+                    can_id = message.arbitration_id | CAN_ERR_FLAG
+                    errors.append((self._t_ns(message), can_id, bytes(message.data)))
+                elif message.is_error_frame or _is_cut(message):
+                    self._condition.count_error("reported")
+                else:
+                    chunk.append(_frame(message, self._t_ns(message), self.name))
+                if len(chunk) >= CHUNK:
+                    break
+                message = self._receive(port, 0)
+        finally:  # What was read before the adapter failed counts.
+            self._condition.note(chunk, errors)
+            if chunk:
+                self._sink(chunk)
 
     def _t_ns(self, message: can.Message) -> int:
         t_ns = round(message.timestamp * 1e6) * NS_PER_US

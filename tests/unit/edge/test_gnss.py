@@ -7,10 +7,10 @@ import serial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent import adapter
 from agent.core.bushealth import BusState
 from agent.core.canfilter import exact_filter
 from agent.core.gnss import Sentence
-from agent.edge import gnss
 from agent.edge.gnss import MAX_LINE, GnssReader, Lines
 from tests.nmea import gga, rmc, sentence
 from tests.rig import wait_for
@@ -160,7 +160,7 @@ def test_a_receiver_that_is_unplugged_while_it_is_opened_is_tried_again(
         raise termios.error(5, "Input/output error")
 
     monkeypatch.setattr(serial, "Serial", vanish)
-    monkeypatch.setattr(gnss, "MIN_PAUSE_S", 0.01)
+    monkeypatch.setattr(adapter, "MIN_PAUSE_S", 0.01)
     reader = GnssReader("gnss", channel="/dev/ttyACM0", options={}, sink=lambda _: None)
     reader.set_filters([exact_filter(1)])
     reader.start()

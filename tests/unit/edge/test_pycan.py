@@ -10,11 +10,10 @@ from typing import Any
 import can
 import pytest
 
-from agent import condition
+from agent import adapter, condition
 from agent.core.bushealth import BusState
 from agent.core.canfilter import exact_filter
 from agent.core.model import NS_PER_S, NS_PER_US, Frame
-from agent.edge import pycan
 from agent.edge.pycan import PyCanReader, Times, open_bus
 from agent.errors import BusError
 from tests.adapter import Script, plug_in
@@ -27,8 +26,8 @@ CHANNEL = "script"
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(monkeypatch, "pcan")
     plug_in(monkeypatch, "gs_usb")
-    monkeypatch.setattr(pycan, "MIN_PAUSE_S", 0.01)
-    monkeypatch.setattr(pycan, "POLL_S", 0.005)
+    monkeypatch.setattr(adapter, "MIN_PAUSE_S", 0.01)
+    monkeypatch.setattr(adapter, "POLL_S", 0.005)
 
 
 class Listening:
