@@ -192,12 +192,13 @@ class _Player:
         self._played = played
         self._speed = speed
         self._error_frames = error_frames
+        self._shown_ns = 0  # Over all passes: one may be shorter than the time between two looks.
 
     def play(self, recording: Recording, advance: Callable[[float, int], None]) -> None:
         """Play one pass; `advance` gets the share that was read, and the frames so far."""
         played = self._played
         start_ns = time.monotonic_ns()
-        shown_ns, base_s = start_ns, played.seconds
+        base_s = played.seconds
         first_ns: int | None = None
         try:
             for t_ns, channel, can_id, data in recording:
@@ -205,8 +206,8 @@ class _Player:
                     first_ns = t_ns
                 now_ns = self._wait(start_ns, t_ns - first_ns)
                 self._send(t_ns, channel, can_id, data)
-                if now_ns - shown_ns >= _LOOK_NS:
-                    shown_ns = now_ns
+                if now_ns - self._shown_ns >= _LOOK_NS:
+                    self._shown_ns = now_ns
                     advance(recording.progress, played.frames)
         finally:
             played.seconds = base_s + (time.monotonic_ns() - start_ns) / NS_PER_S

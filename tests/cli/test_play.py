@@ -1,12 +1,19 @@
 """`consentry play` on python-can's virtual bus: what is sent, when, and what is refused."""
 
+import contextlib
 import gzip
 import itertools
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
+import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import can
 import pytest
@@ -15,6 +22,7 @@ from agent.cli.main import run
 from agent.cli.virtualbus import link_kind, why_real
 
 Capsys = pytest.CaptureFixture[str]
+SCRIPT = Path(sys.executable).with_name("consentry")
 LOG = """\
 (1800000000.000000) can0 123#0102
 (1800000000.100000) can1 123#0304
@@ -134,6 +142,85 @@ def test_a_broken_line_is_told_and_the_rest_is_played(
 
     assert len(received(bus)) == 6
     assert "1 places could not be read" in capsys.readouterr().err
+
+
+def on_a_terminal(
+    *arguments: object, until: Callable[[str], bool] = lambda _: False
+) -> tuple[int, str, str]:
+    """Play with a terminal of 80 columns behind stderr; press Ctrl-C once it shows something.
+
+    Returns:
+        Status, stdout, and all that was written on the terminal.
+    """
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    words = [SCRIPT, "play", "--interface", "virtual", "--bus", "x", *map(str, arguments)]
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm"}
+    with subprocess.Popen(words, stdout=PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown, is_enough = b"", False
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end open any more.
+            while piece := os.read(ours, 65536):
+                shown += piece
+                if not is_enough and until(shown.decode(errors="ignore")):
+                    is_enough = True
+                    process.send_signal(signal.SIGINT)
+        os.close(ours)
+        out = process.communicate()[0].decode()
+    return process.returncode, out, shown.decode()
+
+
+def frames_told(shown: str) -> list[int]:
+    """Return how many frames each picture on the terminal told of."""
+    return [int(told.replace(",", "")) for told in re.findall(r"([\d,]+) frames", shown)]
+
+
+def test_on_a_terminal_a_bar_moves_with_the_log_and_is_gone_at_the_end(tmp_path: Path) -> None:
+    """The result goes to stdout alone, so that it can be piped on while somebody watches."""
+    drive = tmp_path / "drive.log"
+    frame = "({:.6f}) c 123#0102030405060708\n"  # 16,000 of them are read in three pieces.
+    drive.write_text("".join(frame.format(1.8e9 + i / 12_000) for i in range(16_000)))
+
+    status, out, shown = on_a_terminal(drive)
+
+    assert status == 0
+    assert re.fullmatch(r"16000 frames onto x in [\d.]+ s, the latest [\d.]+ ms late\n", out)
+    told = frames_told(shown)
+    assert told == sorted(told)
+    assert len(set(told)) > 2
+    pictures = re.findall(r"play [^\r\n]*", shown)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", pictures[-1])
+    assert re.fullmatch(r"play [━╸╺]{40} [\d,]+ frames \d:\d\d:\d\d", plain)
+    assert len({re.sub(r" [\d,]+ frames.*", "", picture) for picture in pictures}) > 1
+    # The cursor is shown again, and the line that the bar was on is empty.
+    assert shown.endswith("\x1b[?25h\r\x1b[1A\x1b[2K")
+
+
+def test_the_bar_counts_on_over_the_passes_of_a_short_log(tmp_path: Path) -> None:
+    """Each pass takes less than the time between two pictures."""
+    short = tmp_path / "short.log"
+    short.write_text("(1.0) c 123#01\n(1.05) c 123#02\n")
+
+    def is_enough(shown: str) -> bool:
+        return max(frames_told(shown), default=0) > 6 or "0:00:05" in shown
+
+    status, out, shown = on_a_terminal(short, "--loop", "--json", until=is_enough)
+
+    assert status == 130
+    assert max(frames_told(shown)) > 6
+    assert json.loads(out)["passes"] > 2
+    assert shown.endswith("\x1b[2K")
+
+
+def test_where_stderr_is_no_terminal_nothing_is_drawn(log: Path) -> None:
+    words = [SCRIPT, "play", "--interface", "virtual", "--bus", "x", str(log)]
+
+    done = subprocess.run(
+        words, capture_output=True, env=os.environ | {"TERM": "xterm"}, check=True
+    )
+
+    assert done.stdout.startswith(b"6 frames onto x in ")
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize(
