@@ -24,6 +24,11 @@ def gga(time: str = "120000.00", *, quality: int = 1, alt: str = "100.0,M") -> b
     return sentence(f"GPGGA,{time},0100.0000,N,00200.0000,E,{quality},08,0.9,{alt},46.0,M,,")
 
 
+def gst(time: str = "120000.00", *, north: str = "3.0", east: str = "4.0") -> bytes:
+    """Return a made-up GST; both are standard deviations in metres."""
+    return sentence(f"GPGST,{time},1.5,5.0,2.0,45.0,{north},{east},6.0")
+
+
 def read_drive(path: Path) -> bytes:
     return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 

@@ -18,7 +18,7 @@ from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan, compile_plan
 from agent.edge.gnss import GnssReader
 from tests import car
-from tests.nmea import gga, naive_positions, read_drive, rmc
+from tests.nmea import gga, gst, naive_positions, read_drive, rmc
 from tests.rig import wait_for
 from tests.serialline import SerialDevice
 
@@ -195,6 +195,33 @@ def test_the_speed_can_be_taken_by_the_comment_of_the_mapping(
     wait_for("the frame", lambda: listening.frames)
 
     assert taken(made, listening.frames) == {"Vehicle.Speed": [(START_NS, 18.52)]}
+
+
+def test_the_accuracy_of_a_fix_is_taken_from_the_sentence_that_tells_it(
+    receiver: SerialDevice, listening: Listening
+) -> None:
+    """The shipped mapping, over the line: the radius of 3 m north and 4 m east is 5 m.
+
+    There is none where one half is not told, where nobody could mean it (beyond 655.35 m), where
+    the receiver has no fix, and of another moment's sentence.
+    """
+    taking = plan(read_location=PRECISE)
+    listening.want(taking)
+    wait_for("the device", lambda: active(listening))
+
+    receiver.say(
+        rmc("120001.00") + gga("120001.00") + gst("120001.00")
+        + rmc("120002.00") + gst("120002.00", north="0.6", east="0.8")
+        + rmc("120003.00") + gst("120003.00", east="")
+        + rmc("120004.00") + gst("120004.00", north="600", east="800")
+        + rmc("120005.00", status="V") + gst("120005.00")
+        + rmc("120006.00") + gga("120006.00")
+        + gst("120007.00", north="7.0", east="24.0")
+    )  # fmt: skip
+    wait_for("every round", lambda: len(listening.frames) == 7)
+
+    got = taken(taking, listening.frames)["Vehicle.CurrentLocation.HorizontalAccuracy"]
+    assert got == [(START_NS, 5.0), (START_NS + NS_PER_S, 1.0)]
 
 
 def test_no_fix_and_garbage_are_counted_and_give_no_position(

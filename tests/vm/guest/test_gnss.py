@@ -9,7 +9,7 @@ import pytest
 
 from tests import docs
 from tests.cloud import VEHICLE
-from tests.nmea import rmc
+from tests.nmea import gst, rmc
 from tests.vm.guest.vehicle import (
     MAX_AGE_S,
     SETTINGS,
@@ -76,7 +76,8 @@ def test_a_position_reaches_its_recipient_through_the_sandbox(vehicle: Navigated
 
     def has_come() -> bool:
         # The device is opened once something of it is granted, and what came before is lost.
-        os.write(vehicle.line, rmc(f"1200{next(vehicle.millions) % 60:02d}.00"))
+        moment = f"1200{next(vehicle.millions) % 60:02d}.00"
+        os.write(vehicle.line, rmc(moment) + gst(moment))
         return bool(vehicle.samples())
 
     wait_for("a position", has_come)
@@ -84,5 +85,6 @@ def test_a_position_reaches_its_recipient_through_the_sandbox(vehicle: Navigated
     got = {(sample.path, sample.value) for sample in vehicle.samples()}
     assert ("Vehicle.CurrentLocation.Latitude", 1.005) in got
     assert ("Vehicle.CurrentLocation.Longitude", 2.005) in got
+    assert ("Vehicle.CurrentLocation.HorizontalAccuracy", 5.0) in got
     exposure = sh("systemd-analyze security consentry.service --no-pager | tail -1")
     assert float(exposure.split(": ")[1].split()[0]) <= 1.6, exposure
