@@ -8,8 +8,8 @@ Rules:
 
 from collections.abc import Mapping
 
-from agent.edge.store import gaps
 from agent.edge.store.database import Database
+from agent.edge.store.gaps import Gaps
 from agent.edge.store.marks import AHEAD
 from agent.edge.store.value import Mark
 
@@ -37,11 +37,12 @@ def were_begun(db: Database) -> bool:
     return db.row("SELECT 1 FROM sequence WHERE grant_id = ?", _ROWS) is not None
 
 
-def begin_at(db: Database, marks: Mapping[str, Mark], row_id: int, at_ns: int) -> None:
+def begin_at(db: Database, gaps: Gaps, marks: Mapping[str, Mark], row_id: int, at_ns: int) -> None:
     """Go on above what an older file may have drawn, and note that it may be lost.
 
     Args:
         db: The new file, with what could be carried over.
+        gaps: In it.
         marks: How far the older one had drawn, per grant.
         row_id: Of the first row: above those of any older file, whose rows may be on their way.
         at_ns: Time of the records of gaps.
@@ -59,7 +60,7 @@ def begin_at(db: Database, marks: Mapping[str, Mark], row_id: int, at_ns: int) -
     with db.transaction():
         for grant_id, mark in numbers.items():
             _write(db, grant_id, mark)
-        gaps.note_damage(db, at_ns)
+        gaps.note_damage(at_ns)
         _write(db, _ROWS, Mark("", row_id - 1))
 
 

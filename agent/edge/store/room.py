@@ -9,10 +9,9 @@ Rules:
 """
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 
-from agent.edge.store import gaps
 from agent.edge.store.database import Database
+from agent.edge.store.gaps import Gaps
 from agent.edge.store.tables import PAGE_BYTES, own_page_bytes
 from agent.edge.store.value import LiveGrant, SpoolLimits, Tally
 
@@ -27,11 +26,13 @@ class Room:
     def __init__(
         self,
         db: Database,
+        gaps: Gaps,
         limits: SpoolLimits,
         live: Mapping[str, LiveGrant],
         tallies: Mapping[str, Tally],
     ) -> None:
         self._db = db
+        self._gaps = gaps
         self._limits = limits
         self._live = live
         self._tallies = tallies
@@ -43,7 +44,6 @@ class Room:
         at_ns: int,
         *,
         free: int | None,
-        told: AbstractSet[int],
     ) -> tuple[dict[str, Tally], bool]:
         """Evict until an envelope fits; in a transaction.
 
@@ -52,7 +52,6 @@ class Room:
             size: Its bytes.
             at_ns: Time of the records of gaps.
             free: Room on the disk, in bytes. None: as much as one likes; 0: the file must not grow.
-            told: Gaps that must not change any more.
 
         Returns:
             What went, per grant, and whether it fits now. If not, nothing went.
@@ -88,7 +87,7 @@ class Room:
             row_id, grant_id, recipient, n, row_size = self._oldest(victims)
             self._db.rows("DELETE FROM spool WHERE row_id = ?", row_id)
             note = (grant_id, recipient, n, n)
-            gaps.keep(self._db, [note], "evicted", at_ns, told=told)
+            self._gaps.keep([note], "evicted", at_ns)
             before = gone.get(grant_id, _NOTHING)
             gone[grant_id] = Tally(before.envelopes + 1, before.size_bytes + row_size)
             room = self._db.free_bytes() if is_low else 0

@@ -315,7 +315,7 @@ class Store(ConsentFile):
 
         def step(spool: Spool) -> Mapping[str, Tally]:
             try:
-                spool.number_unstored(self._marks.reach)
+                spool.note_unstored(self._marks.reach)
             except StoreError as exc:
                 if not is_full(exc):
                     raise
