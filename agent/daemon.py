@@ -25,8 +25,8 @@ from agent.buses import Buses, source_of
 from agent.config import Bus, Config
 from agent.control import Agent, Batches, Consent, Journal, Surroundings, Switched
 from agent.control.agent import Event
-from agent.control.consent import trust_in_force
 from agent.control.recovery import BY_DAMAGE, recover
+from agent.control.signers import trust_in_force
 from agent.core.admission import Admission
 from agent.core.binding import Binding
 from agent.core.canfilter import CanFilter, message_filter

@@ -14,13 +14,15 @@ Rules:
  * No document lifts what was stopped at the vehicle (`agent.control.stops`).
 """
 
-from collections.abc import Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 from agent.control import contact
 from agent.control.change import Change, Received
+from agent.control.livegrant import live_grants, live_state, moved, tombstones
+from agent.control.restrictions import Restrictions
+from agent.control.signers import Signers
 from agent.control.stops import Stops
 from agent.core.admission import Admission, InForce, admit, check_revisions
 from agent.core.binding import Binding
@@ -32,23 +34,18 @@ from agent.core.jws import RESTRICT_TYP, TRUST_TYP, Verified, verify_document, v
 from agent.core.model import NS_PER_S
 from agent.core.plan import Plan, compile_plan, empty_plan
 from agent.core.policy import Grant, Policy, parse_policy
-from agent.core.restrict import Restriction, admit_restriction, parse_restriction
-from agent.core.standing import EVERY_GRANT, Overlays, Standing, standings
-from agent.core.trust import Trust, parse_trust_document, renewed
+from agent.core.standing import Overlays, Standing, standings
+from agent.core.trust import Trust
 from agent.edge.store import (
     FLOOR_NS,
     Floor,
-    GrantState,
     LiveGrant,
     Purged,
     Store,
     StoredPolicy,
-    StoredRestriction,
-    Tombstone,
 )
 from agent.errors import PolicyRejected
 
-_TRUST = "trust"  # The name under which the trust document is kept.
 KEEP_TIME_NS = 60 * NS_PER_S  # How often what is known about time goes to disk.
 
 
@@ -68,13 +65,13 @@ class Consent:
         self._store = store
         self._vehicle = vehicle
         self._catalogue = catalogue
-        self._trust_file = trust
-        self._trust = trust
+        self._signers = Signers(store, trust)
         self._binding = binding
         self._named_buses = named_buses
         self._clock = FloorClock(store.number(FLOOR_NS))
         self._kept_ns = 0
         self._contact: Moment | None = None
+        self._restrictions = Restrictions(store, vehicle)
         self._overlays = Overlays()
         self._known = True  # Whether time was known when the plan was made.
         self._stands: dict[str, Standing] = {}
@@ -99,7 +96,7 @@ class Consent:
     @property
     def trust(self) -> Trust:
         """Who may sign, as the trust file or the last trust document says."""
-        return self._trust
+        return self._signers.trust
 
     @property
     def catalogue(self) -> Catalogue:
@@ -125,7 +122,7 @@ class Consent:
         """
         now = self.moment(reading)
         self.stops.restore(now)
-        self._trust = trust_in_force(self._store, self._trust_file)
+        self._signers.restore()
         self._take_up_policy(now)
         return self.refresh(reading)
 
@@ -140,7 +137,7 @@ class Consent:
             PolicyRejected: It must not be applied; nothing changed.
             StoreError: It could not be written; nothing changed.
         """
-        verified = verify_document(token, self._trust)
+        verified = verify_document(token, self.trust)
         if verified.typ == RESTRICT_TYP:
             return self._restrict(verified, reading)
         if verified.typ == TRUST_TYP:
@@ -178,16 +175,15 @@ class Consent:
 
     def _check_owner(self, policy: Policy, verified: Verified, now: Moment) -> None:
         # A local stop, or want of contact, is nothing that the platform took away and gives back.
-        over = self._store.taken_over()
         check_owner_signature(
             policy,
             before=self.policy,
             roles=verified.roles,
-            trust=self._trust,
+            trust=self.trust,
             catalogue=self._catalogue,
             now_ns=now.now_ns,
-            overlays_before=self._restricted(over),
-            overlays_after=self._restricted(over | set(policy.taken_over)),
+            overlays_before=self._restrictions.in_force(),
+            overlays_after=self._restrictions.under(policy),
             ended=frozenset(
                 grant.grant_id
                 for grant in policy.grants
@@ -197,37 +193,16 @@ class Consent:
 
     def _restrict(self, verified: Verified, reading: Reading) -> Received:
         """Apply a restrict document."""
-        document = parse_restriction(verified.payload)
-        now = self.moment(reading)
-        admission = admit_restriction(
-            document,
-            vehicle=self._vehicle,
-            known=[
-                Restriction(self._vehicle, r.jti, r.iat_s, r.mode, r.grants)
-                for r in self._store.restrictions()
-            ],
-            taken_over=self._store.taken_over(),
-            now_ns=now.now_ns if now.is_known else None,
-        )
-        change = None
-        if admission is Admission.APPLY:
-            # Once this is on disk the rest follows, now or at the next start.
-            self._store.keep_restriction(
-                StoredRestriction(document.jti, document.iat_s, document.mode, document.grants)
-            )
-            change = self.refresh(reading)
+        document, admission = self._restrictions.receive(verified.payload, self.moment(reading))
+        # Once this is on disk the rest follows, now or at the next start.
+        change = self.refresh(reading) if admission is Admission.APPLY else None
         return Received(verified.typ, change, self.policy, document)
 
     def _renew_trust(self, token: bytes, verified: Verified, reading: Reading) -> Received:
         """Replace the platform's keys; the policy in force must hold under the new ones."""
-        document = parse_trust_document(verified.payload)
         before = self.policy
-        kept = self._store.document(_TRUST)
-        if kept == token:
+        if not self._signers.renew(token, verified.payload):
             return Received(verified.typ, None, before)
-        trust = renewed(self._trust_file, document, above=self._trust.ver)
-        self._store.keep_document(_TRUST, token)
-        self._trust = trust
         with suppress(PolicyRejected):  # Nothing is granted then until a policy comes that holds.
             self._take_up_policy(self.moment(reading))
         return Received(verified.typ, self.refresh(reading), before)
@@ -268,19 +243,21 @@ class Consent:
         """
         now = self.moment(reading)
         lifted = self.stops.end(now)
-        overlays = self._current_overlays(self.policy, self._contact, now)
+        overlays = self._current_overlays(
+            self._restrictions.in_force(), self.policy, self._contact, now
+        )
         stands = dict(standings(self.policy, overlays, now.now_ns)) if self.policy else {}
         before = self._store.live_grants()
         is_valid = self.policy is None or self.policy.is_valid(now.now_ns)
         purged = Purged() if is_valid else self._store.suspend(now.now_ns)
-        ended = _ended(stands, overlays)
+        ended = tombstones(stands, overlays)
         if any(self._store.tombstoned(grave.grant_id) is None for grave in ended):
             # Also under an expired policy, or a clock set back would revive them. There the spool
             # is empty by now, so what `suspend` erased is all that there was.
             over = self._store.end_grants(ended, now.now_ns)
             purged = over if is_valid else purged
         for grant in self._store.live_grants():
-            state = _state(stands.get(grant.grant_id, Standing.PENDING))
+            state = live_state(stands.get(grant.grant_id, Standing.PENDING))
             if grant.state != state:
                 self._store.set_grant_state(grant.grant_id, state)
         plan = self._compiled(self.policy, stands, now)
@@ -315,7 +292,7 @@ class Consent:
         if stored is None or _is_below(stored, self._store.floor()):
             return
         try:
-            self.policy = parse_policy(verify_policy_jws(stored.jws, self._trust), self._catalogue)
+            self.policy = parse_policy(verify_policy_jws(stored.jws, self.trust), self._catalogue)
         except PolicyRejected:
             self.policy = None
             for grant in self._store.live_grants():
@@ -326,8 +303,7 @@ class Consent:
 
     def _put_in_force(self, token: bytes, policy: Policy, now: Moment, *, is_fresh: bool) -> Change:
         touched = now if is_fresh else self._contact
-        over = self._store.taken_over() | set(policy.taken_over)
-        overlays = self._current_overlays(policy, touched, now, over)
+        overlays = self._current_overlays(self._restrictions.under(policy), policy, touched, now)
         stands = dict(standings(policy, overlays, now.now_ns))
         plan = self._compiled(policy, stands, now)
         before = self._store.live_grants()
@@ -343,27 +319,14 @@ class Consent:
                 catalogue_sha256=bytes.fromhex(policy.catalogue_sha256),
                 applied_ns=now.now_ns,
             ),
-            [
-                LiveGrant(
-                    grant.grant_id,
-                    grant.rev,
-                    _state(stands[grant.grant_id]),
-                    self._classes(grant),
-                )
-                for grant in policy.grants
-                if not stands[grant.grant_id].is_end
-            ],
-            _ended(stands, overlays),
+            live_grants(policy, stands, self._catalogue),
+            tombstones(stands, overlays),
             now.now_ns,
             taken_over=policy.taken_over,
             numbers=numbers,
         )
         self.policy, self._contact = policy, touched
         return self._changed(plan, stands, overlays, now, before, purged)
-
-    def _classes(self, grant: Grant) -> tuple[str, ...]:
-        scopes = self._catalogue.scopes
-        return tuple(sorted({scopes[detail.scope].scope_class for detail in grant.details}))
 
     def _changed(  # noqa: PLR0913, PLR0917 - what was, and what is
         self,
@@ -379,14 +342,6 @@ class Consent:
         old = self._stands or {grant.grant_id: Standing(grant.state) for grant in before}
         for grant_id in {grant.grant_id for grant in before} - set(after) - set(stands):
             stands[grant_id] = Standing.REVOKED  # The policy does not name it any more.
-        revs = {grant.grant_id: grant.rev for grant in before}
-        if self.policy is not None:
-            revs |= {grant.grant_id: grant.rev for grant in self.policy.grants}
-        moved = tuple(
-            (grant_id, revs.get(grant_id, 0), stand)
-            for grant_id, stand in stands.items()
-            if old.get(grant_id) is not stand and (grant_id in old or not stand.is_end)
-        )
         self.plan, self._stands, self._overlays, self._known = plan, stands, overlays, now.is_known
         return Change(
             plan=plan,
@@ -396,7 +351,7 @@ class Consent:
                 for g in before
                 if g.state == "active" and after.get(g.grant_id) != "active"
             ),
-            moved=moved,
+            moved=moved(old, stands, before, self.policy),
             purged=purged,
         )
 
@@ -409,23 +364,12 @@ class Consent:
         return InForce(floor.epoch, floor.ver, floor.payload_sha256)
 
     def _current_overlays(
-        self,
-        policy: Policy | None,
-        touched: Moment | None,
-        now: Moment,
-        over: AbstractSet[str] | None = None,
+        self, restricted: Overlays, policy: Policy | None, touched: Moment | None, now: Moment
     ) -> Overlays:
         return replace(
-            self._restricted(self._store.taken_over() if over is None else over),
+            restricted,
             stopped=self.stops.grants,
             lapsed=contact.lapsed_grants(policy, touched, now),
-        )
-
-    def _restricted(self, over: AbstractSet[str]) -> Overlays:
-        """Return what restrict documents take away that are not among those taken over."""
-        restrictions = [r for r in self._store.restrictions() if r.jti not in over]
-        return Overlays(
-            revoked=_named(restrictions, "revoke"), paused=_named(restrictions, "pause")
         )
 
     def _compiled(self, policy: Policy | None, stands: dict[str, Standing], now: Moment) -> Plan:
@@ -446,41 +390,6 @@ class Consent:
         )
 
 
-def trust_in_force(store: Store, trust_file: Trust) -> Trust:
-    """Return the trust of a trust file, or what the trust document on disk has made of it."""
-    token = store.document(_TRUST)
-    if token is None:
-        return trust_file
-    try:
-        return renewed(trust_file, parse_trust_document(verify_document(token, trust_file).payload))
-    except PolicyRejected:
-        # A newer file, or one with another root, is the word of whoever stands at the vehicle.
-        return trust_file
-
-
 def _is_below(stored: StoredPolicy, floor: Floor | None) -> bool:
     """Whether a later policy than the stored one was in force, which was lost with its file."""
     return floor is not None and (stored.epoch, stored.ver) < (floor.epoch, floor.ver)
-
-
-def _state(stand: Standing) -> GrantState:
-    """Return the store's word for a grant that has not ended."""
-    if stand is Standing.ACTIVE:
-        return "active"
-    return "paused" if stand is Standing.PAUSED else "pending"
-
-
-def _named(restrictions: Iterable[StoredRestriction], mode: str) -> frozenset[str]:
-    return frozenset(g for r in restrictions if r.mode == mode for g in r.grants)
-
-
-def _ended(stands: dict[str, Standing], overlays: Overlays) -> list[Tombstone]:
-    """Return an end for every grant that has come to one, also for those not known here yet."""
-    ends = {
-        grant_id: Tombstone(grant_id, "expired" if stand is Standing.EXPIRED else "revoked")
-        for grant_id, stand in stands.items()
-        if stand.is_end
-    }
-    for grant_id in overlays.revoked - {EVERY_GRANT}:
-        ends.setdefault(grant_id, Tombstone(grant_id, "revoked"))
-    return list(ends.values())
