@@ -38,11 +38,12 @@ format: venv ## Format, and mend what the linter can.
 lock: venv ## Pin what pyproject.toml asks for; UPGRADE=1 takes the newest releases.
 	@scripts/lock $(if $(UPGRADE),--upgrade)
 
-bench: venv ## Measure speed and size against cantools and JSON.
+bench: venv ## Measure speed, size and writes; then, in the guest, reading a full bus (bench-vm).
 	$(BIN)/python -m tests.bench.bench_pipeline --captures $(CAPTURES)
 	$(BIN)/python -m tests.bench.bench_ledger
 	$(BIN)/python -m tests.bench.bench_spool
 	$(BIN)/python -m tests.bench.bench_revocation
+	@$(MAKE) bench-vm
 
 test-long: venv ## Kill a vehicle a thousand times, cut its power, drive a day, be offline for hours; account for all.
 	$(BIN)/python -m tests.crash --kills $(or $(KILLS),1000) --seed $(or $(SEED),1) --report docs/reports/crash.md
@@ -58,7 +59,7 @@ mutants: venv ## Put small faults into the consent code; see whether a unit test
 	nice $(BIN)/python tools/mutants.py --seed $(or $(SEED),1) --most $(or $(MOST),300) --report docs/reports/mutants.md $(MODULES)
 
 bench-vm: venv ## Measure reading a full bus against candump and python-can, in the guest.
-	@tests/vm/run qemu bench
+	@for engine in uml qemu; do echo "$$engine:"; tests/vm/run $$engine bench || exit 1; done
 
 test-matrix: ## Run the unit tests on every installed Python of 3.11, 3.12, 3.13.
 	@scripts/test-matrix $(PYTEST_ARGS)
