@@ -11,7 +11,7 @@ Rules:
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.core.bound import Bound
 from agent.core.catalogue import Catalogue, Scope
@@ -21,6 +21,7 @@ from agent.core.decode import Field, field_of
 from agent.core.lineage import laxer
 from agent.core.mapping import Entry, VehicleMapping
 from agent.core.model import CAN_EFF_FLAG
+from agent.core.text import TextKind
 from agent.core.transform import is_numeric
 from agent.core.units import IDENTITY, Conversion, conversion, same_unit
 
@@ -164,6 +165,7 @@ def _bind_entry(
     candidate = _resolve(entry.signal, index)
     notes: list[str] = []
     _check_datatype(entry, vss, candidate.field)
+    field = candidate.field if entry.text is None else replace(candidate.field, is_text=True)
     made = Bound(
         entry=entry,
         scope=scope,
@@ -173,7 +175,7 @@ def _bind_entry(
         can_id=candidate.can_id,
         is_j1939=candidate.is_j1939,
         length=candidate.length,
-        field=candidate.field,
+        field=field,
         conditions=tuple((_sibling(name, candidate), value) for name, value in entry.multiplexer),
         conversion=_conversion(entry, vss),
     )
@@ -251,13 +253,34 @@ def _is_moment(vss: VssSignal, field: Field) -> bool:
     return vss.unit == "iso8601" and field.unit == "s"
 
 
+def _kind_of(vss: VssSignal) -> TextKind:
+    """Return what characters a path has; leaves named VIN have those of ISO 3779."""
+    return TextKind.VIN if vss.path.rpartition(".")[2] == "VIN" else TextKind.ASCII
+
+
+def _check_text(kind: TextKind, vss: VssSignal, field: Field) -> None:
+    """Raise where a signal's bytes cannot be the characters of a path."""
+    if vss.datatype != "string":
+        raise _Unusable(f"text is given, but the path is {vss.datatype}")
+    if kind is not _kind_of(vss):
+        raise _Unusable(f"the mapping says text: {kind}, but this path is text: {_kind_of(vss)}")
+    if not field.is_whole or field.is_signed or field.is_float or field.choices:
+        raise _Unusable(f"{field.name} is no text: it is unsigned, of whole bytes, without names")
+
+
 def _check_datatype(entry: Entry, vss: VssSignal, field: Field) -> None:
     """Raise where no value of the signal could ever be one of the path."""
+    if entry.text is not None:
+        _check_text(entry.text, vss, field)
+        return
     if vss.datatype == "string":
         if entry.math is not None:
             raise _Unusable("the path is text, math gives numbers")
         if entry.choices is None and not field.choices and not _is_moment(vss, field):
-            raise _Unusable(f"the path is text, {entry.signal} has no named values")
+            raise _Unusable(
+                f"the path is text, {entry.signal} has no named values; "
+                f"where its bytes are characters the mapping says text: {_kind_of(vss)}"
+            )
         wanted: tuple[type, ...] = (str,)
     elif vss.datatype == "boolean":
         wanted = (bool,)

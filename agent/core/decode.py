@@ -4,7 +4,9 @@ Rules:
  * A signal is decoded by itself, from the bits that the DBC gives it. Neighbours that overlap it or
    leave the message do not matter; whole-message decoders fail on them.
  * A signal whose last byte was not received is absent (None), never zero. Bytes that no wanted
-   signal lies in are not looked at.
+   signal lies in are not looked at. Only a J1939 text may end before: the DBC gives the most that
+   it can have (SAE J1939-71: "up to 200 characters").
+ * A text's raw value is its bytes, in the order of the payload whatever the DBC's byte order.
  * A multiplexed signal is absent unless its multiplexer was received, is itself present, and its
    raw value is one of the signal's ids. The multiplexer counts raw, before scale and names.
  * Nothing from the DBC is pasted into source text but integers that we computed; every other
@@ -27,7 +29,7 @@ from typing import Literal
 from agent.core.dbc import Message, Signal
 from agent.core.dbcsignal import LITTLE_ENDIAN
 
-Raw = int | float | None
+Raw = int | float | bytes | None
 
 _FLOAT_CODES = {16: "e", 32: "f", 64: "d"}  # IEEE 754 binary16, binary32, binary64.
 _INTEGER_CODES = {16: "H", 32: "I", 64: "Q"}
@@ -71,6 +73,7 @@ class Field:
         unit: The DBC's, or None.
         mux: When the signal is in the payload; None is always.
         is_j1939: The message is a J1939 parameter group.
+        is_text: The raw value is the signal's bytes; it is unsigned and fills them.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Field:
     unit: str | None
     mux: Mux | None
     is_j1939: bool
+    is_text: bool = False
 
     @property
     def order(self) -> Literal["little", "big"]:
@@ -227,8 +231,14 @@ class _Writer:
 
     def _line(self, item: Field, words: Mapping[str, int] | None) -> str:
         """Return the assignment of one raw value; without words where the payload is short."""
-        value = self._float(item) if item.is_float else self._integer(item, words or {})
-        conditions = [f"n > {item.last_byte}"] if words is None else []
+        if item.is_text:
+            value = f"data[{item.first_byte}:{item.last_byte + 1}]"
+        elif item.is_float:
+            value = self._float(item)
+        else:
+            value = self._integer(item, words or {})
+        needed = item.first_byte if item.is_text and item.is_j1939 else item.last_byte
+        conditions = [f"n > {needed}"] if words is None else []
         if item.mux is not None:
             conditions.append(self._selected(item.mux))
         if conditions:
@@ -277,7 +287,8 @@ class _Writer:
 def _is_wide(item: Field) -> bool:
     """Tell whether a signal gains from a word that it shares with others."""
     by_struct = item.is_whole and item.length in _INTEGER_CODES
-    return not by_struct and not item.is_float and 0 < item.last_byte - item.first_byte < _WORD_MAX
+    is_number = not by_struct and not item.is_float and not item.is_text
+    return is_number and 0 < item.last_byte - item.first_byte < _WORD_MAX
 
 
 def _bits(item: Field, words: Mapping[str, int]) -> str:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.core.bound import Bound
-from agent.core.decode import Field, compile_extract
+from agent.core.decode import Field, Raw, compile_extract
 from agent.core.j1939tp import PGN_CM, PGN_DT
 from agent.core.mapping import IsoTp
-from agent.core.model import Value
 from agent.core.pgn import pgn_of
 from agent.core.take import Take
-from agent.core.transform import Drop, compile_transform
+from agent.core.transform import Transform, compile_transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Pick:
 
     take: Take
     index: int
-    transform: Callable[[int | float], Value | Drop]
+    transform: Transform
     conditions: tuple[tuple[int, int | float, int | float, int], ...]
 
 
@@ -48,7 +47,7 @@ class Tap:
         picks: In the order of the policy.
     """
 
-    extract: Callable[[bytes], tuple[int | float | None, ...]]
+    extract: Callable[[bytes], tuple[Raw, ...]]
     picks: tuple[Pick, ...]
 
 

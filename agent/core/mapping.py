@@ -20,6 +20,7 @@ JSON or YAML tree with `children`. The leaf's keys are those of KUKSA's CAN prov
         transport: isotp          the DBC describes a message that ISO 15765-2 carries, from its
                                   first byte on; isotp-length: from the low byte of its length on
         address: 0xF1             with transport: the target address of extended addressing
+        text: vin                 the signal's bytes are the characters of a text path: ascii, vin
 
 Rules:
  * Which DBC signal a name means is not decided here, but in `binding`.
@@ -34,6 +35,7 @@ from typing import Any
 from agent.core.expression import ExpressionError, Number, compile_expression
 from agent.core.mappingtree import FORMAT_HINT, read_leaves
 from agent.core.model import NS_PER_MS, Value
+from agent.core.text import TextKind
 from agent.errors import MappingError
 
 DEFAULT_INTERVAL_MS = 1000  # KUKSA: neither interval_ms nor on_change is given.
@@ -51,7 +53,7 @@ _KNOWN_KEYS = frozenset(
             "source",
             "valid",
         ),
-        *("transport", "address"),
+        *("transport", "address", "text"),
     )
 )
 _TRANSPORTS = {"isotp": False, "isotp-length": True}
@@ -95,6 +97,7 @@ class Entry:
         source: The only J1939 source address, or None for all.
         valid: Lowest and highest value that is believed, in the catalogue's unit, or None.
         isotp: The signal's message comes by ISO 15765-2; None: it is a frame, or J1939.
+        text: The signal's bytes are these characters; None: it is a number.
     """
 
     path: str
@@ -109,6 +112,7 @@ class Entry:
     source: int | None = None
     valid: tuple[float, float] | None = None
     isotp: IsoTp | None = None
+    text: TextKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,9 @@ class _LeafReader:
         if unit is not None and not isinstance(unit, str):
             self.fault("unit", "must be text")
         isotp = self._isotp(raw)
+        text = self._get(raw, "text", None, " or ".join(TextKind), lambda v: v in tuple(TextKind))
+        if text is not None and raw.get("transform") is not None:
+            self.fault("text", "stands beside transform, which is for numbers")
         math_fn, choices = self._transform(raw.get("transform"))
         multiplexer = self._multiplexer(raw.get("multiplexer"))
         if len(self._faults) > before:
@@ -202,6 +209,7 @@ class _LeafReader:
             source=source,
             valid=None if valid is None else (valid[0], valid[1]),
             isotp=isotp,
+            text=None if text is None else TextKind(text),
         )
 
     def _get(

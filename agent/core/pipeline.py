@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import groupby
 
+from agent.core.decode import Raw
 from agent.core.isotp import IsoTpReassembly
 from agent.core.j1939tp import J1939Reassembly
 from agent.core.joint import Joints
@@ -241,7 +242,7 @@ class Pipeline:
             self._pick(tap, tracks, t_ns, data)
 
     def _pick(self, tap: Tap, tracks: list[Track], t_ns: int, data: bytes) -> None:
-        raws: tuple[int | float | None, ...] | None = None
+        raws: tuple[Raw, ...] | None = None
         for pick, track in zip(tap.picks, tracks, strict=True):
             sampler = track.sampler
             if not sampler.on_change and t_ns - sampler.t_last_ns < sampler.interval_ns:
@@ -383,10 +384,10 @@ class _Joint:
 
 def _meets(
     conditions: tuple[tuple[int, int | float, int | float, int], ...],
-    raws: tuple[int | float | None, ...],
+    raws: tuple[Raw, ...],
 ) -> bool:
     for index, scale, offset, wanted in conditions:
         raw = raws[index]
-        if raw is None or raw * scale + offset != wanted:
+        if raw is None or isinstance(raw, bytes) or raw * scale + offset != wanted:
             return False
     return True

@@ -162,7 +162,7 @@ class SignalSwitch:
 
     def _hear(self, t_ns: int, data: bytes) -> None:
         raw = self._extract(data)[0]
-        if raw is None:
+        if raw is None or isinstance(raw, bytes):  # A switch is no text.
             return
         if self._reserved is not None and raw >= self._reserved:
             self._forget()

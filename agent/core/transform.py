@@ -13,6 +13,8 @@ The steps, in this order (docs/architecture.md, "Steps"); a value that fails one
     8. integer rounding         for integer datatypes
     9. range of the datatype
 
+Of a text that stands in the payload as characters step 1 is all (`agent.core.text`).
+
 Rules:
  * Every rounding is Python's `round`: ties go to even.
  * `float` and `double` are IEEE 754 doubles; nothing is narrowed. NaN and infinities are no values.
@@ -29,6 +31,7 @@ from agent.core.decode import Field
 from agent.core.expression import Number
 from agent.core.mapping import Choice, Entry
 from agent.core.model import Value
+from agent.core.text import NoText, TextKind, text_reader
 from agent.core.units import Conversion
 
 GRID_DECIMALS = 7  # 1e-7 degrees is 11 mm at the equator, below any receiver's accuracy.
@@ -48,6 +51,10 @@ class Drop(Enum):
     MATH = "the mapping's math has no result"
     INVALID = "outside the mapping's valid range"
     RANGE = "outside the datatype's range"
+    NO_TEXT = "not the characters that the mapping expects"
+
+
+Transform = Callable[[int | float | bytes], Value | Drop]
 
 
 INTEGER_RANGES = {
@@ -87,7 +94,7 @@ def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at t
     datatype: str,
     grid_deg: float | None,
     quantum: float | None,
-) -> Callable[[int | float], Value | Drop]:
+) -> Transform:
     """Return the function from one raw value to the permitted value, or why there is none.
 
     Args:
@@ -98,6 +105,8 @@ def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at t
         grid_deg: Edge of the cells that this position coordinate snaps to, degrees, or None.
         quantum: Step that values are rounded to, in the catalogue's unit, or None.
     """
+    if entry.text is not None:
+        return _text_transform(entry.text, field)
     writer = _Writer()
     writer.check_available(field)
     if entry.choices is not None:
@@ -131,6 +140,20 @@ def compile_transform(  # noqa: PLR0913 - the steps' parameters, each named at t
         writer.snap(grid_deg, quantum)
         writer.finish_number(datatype)
     return writer.function()
+
+
+def _text_transform(kind: TextKind, field: Field) -> Transform:
+    assert field.is_text, "binding takes the bytes of what the mapping calls a text"
+    read = text_reader(kind, is_j1939=field.is_j1939)
+
+    def transform(raw: float | bytes) -> Value | Drop:
+        assert isinstance(raw, bytes), "the raw value of a text is its bytes"
+        text = read(raw)
+        if isinstance(text, NoText):
+            return Drop.NOT_AVAILABLE if text is NoText.NOT_AVAILABLE else Drop.NO_TEXT
+        return text
+
+    return transform
 
 
 def compile_snap(
@@ -240,11 +263,11 @@ class _Writer:
                 "return float(v) if -BIGGEST <= v <= BIGGEST else RANGE", BIGGEST=sys.float_info.max
             )
 
-    def function(self) -> Callable[[int | float], Value | Drop]:
+    def function(self) -> Transform:
         scope = self._names | {"floor": math.floor, "round": round, "float": float}
         scope["__builtins__"] = {}
         source = "def transform(raw):\n    " + "\n    ".join(self._lines)
         exec(compile(source, "<transform>", "exec"), scope)  # noqa: S102 - the text is ours, see line()
-        made: Callable[[int | float], Value | Drop] = scope["transform"]  # type: ignore[assignment]
+        made: Transform = scope["transform"]  # type: ignore[assignment]
         # exec made it
         return made

@@ -141,6 +141,14 @@ def _on_change(mapping: Path, target: Path, interval_ms: int) -> Path:
     return target
 
 
+def _of_frames(mapping: Path, target: Path) -> Path:
+    """Write a mapping without its texts: the oracle puts no messages together."""
+    nodes = yaml.safe_load(mapping.read_text("utf-8"))
+    kept = {path: node for path, node in nodes.items() if "text" not in node["dbc2vss"]}
+    target.write_text(yaml.safe_dump(kept, allow_unicode=True), encoding="utf-8")
+    return target
+
+
 def _printed(
     folder: Path, log: Path, dbcs: list[Path], mapping: Path, policy: Document
 ) -> list[Row]:
@@ -271,12 +279,9 @@ def test_the_tesla_with_kuksas_own_mapping_gives_the_rows_of_the_oracle(
 def test_j1939_captures_give_the_rows_of_the_oracle(
     tmp_path: Path, captures: Path, log: str
 ) -> None:
-    counts = _check(
-        tmp_path,
-        captures / log,
-        [ROOT / "dbc/j1939.dbc"],
-        ROOT / "config/vehicles/j1939_truck.vspec",
-    )
+    mapping = _of_frames(ROOT / "config/vehicles/j1939_truck.vspec", tmp_path / "frames.vspec")
+
+    counts = _check(tmp_path, captures / log, [ROOT / "dbc/j1939.dbc"], mapping)
 
     assert min(counts.values()) > 20
 

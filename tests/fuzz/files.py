@@ -41,6 +41,10 @@ _LEAVES: dict[str, Any] = {
         "type": "sensor",
         "dbc2vss": {"signal": "Lat", "transport": "isotp", "address": 241},
     },
+    "Vehicle.VehicleIdentification.VIN": {
+        "type": "attribute",
+        "dbc2vss": {"signal": "Odometer", "text": "vin"},
+    },
 }
 _NAMES = (
     *(
@@ -55,10 +59,23 @@ _NAMES = (
         "bus",
     ),
     *("source", "valid", "transport", "address", "multiplexer", "unit", "type", "children", "from"),
+    "text",
     *("to", "value", "Vehicle.Speed", "Vehicle.CurrentLocation.Longitude", "Vehicle"),
 )
 _POOL = (
-    *("Speed", "SPEED.Speed", "Lon", "nobody", "isotp", "isotp-length", "m/s", "mi", "celsius"),
+    *(
+        "Speed",
+        "SPEED.Speed",
+        "Lon",
+        "nobody",
+        "isotp",
+        "isotp-length",
+        "vin",
+        "ascii",
+        "m/s",
+        "mi",
+        "celsius",
+    ),
     *(
         "x/0",
         "x*x*x",
@@ -134,6 +151,7 @@ def _judge_mapping(data: bytes) -> Verdict:
         insist(entry.source is None or 0 <= entry.source <= 253, "a source address")
         insist(entry.valid is None or -1e300 < entry.valid[0] <= entry.valid[1] < 1e300, "valid")
         insist(entry.isotp is None or entry.isotp.address in (None, *range(256)), "an address")
+        insist(entry.text is None or (entry.math, entry.choices) == (None, None), "a text")
         for x in (0, 1, -7, 2**64, 0.5, 1e300) if entry.math is not None else ():
             assert entry.math is not None
             value = entry.math(x)

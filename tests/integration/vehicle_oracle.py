@@ -11,6 +11,7 @@ import gzip
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,16 @@ VEHICLES: dict[str, dict[str, Any]] = {
     },
     "obd2_gnss_drive": {
         "log": "captures/obd2_gnss_drive/drive_all.log.gz",
-        "dbc": ["dbc/obd2.dbc", "captures/obd2_gnss_drive/canmod-gps.dbc"],
+        "dbc": ["dbc/obd2.dbc", "dbc/obd2_answers.dbc", "captures/obd2_gnss_drive/canmod-gps.dbc"],
         "mapping": "config/vehicles/obd2_gnss.vspec",
     },
     "obd2_request_response": {
         "log": "captures/obd2_request_response/7512BE4D.log.gz",
-        "dbc": ["dbc/obd2.dbc", "captures/obd2_request_response/canedge-internal-can9.dbc"],
+        "dbc": [
+            "dbc/obd2.dbc",
+            "dbc/obd2_answers.dbc",
+            "captures/obd2_request_response/canedge-internal-can9.dbc",
+        ],
         "mapping": "config/vehicles/obd2_gnss.vspec",
     },
     "mustang": {
@@ -109,6 +114,10 @@ def _run(takes: list["_Take"], log: Path) -> None:
         if found is None:
             continue
         message, listeners = found
+        if any(take.is_text for take in listeners):
+            for take in listeners:
+                take.offer_text(t_us, data)
+            continue
         try:
             raw = message.decode(data, scaling=False, decode_choices=False, allow_truncated=True)
             scaled = message.decode(data, decode_choices=False, allow_truncated=True)
@@ -119,6 +128,42 @@ def _run(takes: list["_Take"], log: Path) -> None:
 
 
 def _frames(log: Path) -> Iterator[tuple[int, Any, bytes]]:
+    """Yield frames and the messages that are sent in several, as if nothing were ever lost."""
+    open_messages: dict[Any, list[Any]] = {}
+    for t_us, (can_id, extended), data in _lines(log):
+        yield t_us, (can_id, extended), data
+        pgn = _pgn(can_id)
+        if extended:  # The same frame under its PGN, for those who listen to that.
+            yield t_us, pgn, data
+        ends = can_id & 0xFFFF
+        if extended and pgn == 0xEC00 and len(data) == 8 and data[0] in (16, 32):
+            group = int.from_bytes(data[5:], "little")
+            open_messages[ends] = [group, data[1] | data[2] << 8, b""]
+        elif extended and pgn == 0xEB00 and ends in open_messages:
+            yield from _more(t_us, open_messages, ends, data[1:])
+        elif len(data) == 8 and data[0] >> 4 == 1:
+            size = (data[0] & 15) << 8 | data[1]
+            open_messages[can_id, extended] = [("isotp", can_id), size, data[2:]]
+        elif data and data[0] >> 4 == 2 and (can_id, extended) in open_messages:
+            yield from _more(t_us, open_messages, (can_id, extended), data[1:])
+
+
+def _more(
+    t_us: int, open_messages: dict[Any, list[Any]], key: Any, data: bytes
+) -> Iterator[tuple[int, Any, bytes]]:
+    name, size, so_far = open_messages[key]
+    open_messages[key][2] = so_far + data
+    if len(so_far + data) >= size:
+        del open_messages[key]
+        yield t_us, name, (so_far + data)[:size]
+
+
+def _pgn(can_id: int) -> int:
+    pgn = (can_id >> 8) & 0x3FFFF
+    return pgn if pgn & 0xFF00 >= 0xF000 else pgn & 0x3FF00
+
+
+def _lines(log: Path) -> Iterator[tuple[int, tuple[int, bool], bytes]]:
     opener = gzip.open if log.suffix == ".gz" else open
     with opener(log, "rt", encoding="ascii") as lines:
         for line in lines:
@@ -131,9 +176,6 @@ def _frames(log: Path) -> Iterator[tuple[int, Any, bytes]]:
             extended = len(name) == 8
             t_us = int(seconds) * 1_000_000 + int(micros)
             yield t_us, (can_id, extended), bytes.fromhex(text)
-            if extended:  # The same frame under its PGN, for those who listen to that.
-                pgn = (can_id >> 8) & 0x3FFFF
-                yield t_us, pgn if pgn & 0xFF00 >= 0xF000 else pgn & 0x3FF00, bytes.fromhex(text)
 
 
 class _Rule:
@@ -184,6 +226,9 @@ class _Take:
         self.key: Any = (self.message.frame_id, self.message.is_extended_frame)
         if self._j1939:
             self.key = (self.message.frame_id >> 8) & 0x3FFFF
+        self.is_text = "text" in wanted
+        if "transport" in wanted:
+            self.key = ("isotp", self.message.frame_id)
         on_change = bool(wanted.get("on_change"))
         mapping_us = int(wanted.get("interval_ms", 0 if on_change else 1000)) * 1000
         default_s = scope_class["defaults"].get("min_interval_s", 0)
@@ -192,6 +237,8 @@ class _Take:
             "default": _Rule(max(mapping_us, round(default_s * 1e6)), on_change=on_change),
             "loosest": _Rule(max(mapping_us, round(loosest_s * 1e6)), on_change=on_change),
         }
+        if "once" in scope_class["defaults"]:
+            self.rules = {"default": _Once(), "loosest": _Once()}
         if not scope_class["grantable"]:
             self.rules = {"default": _Never(), "loosest": _Never()}
         elif path.endswith(".Altitude") and "grid_deg" in scope_class["defaults"]:
@@ -207,6 +254,17 @@ class _Take:
         if value is not None:
             for rule in self.rules.values():
                 rule.offer(t_us, value)
+
+    def offer_text(self, t_us: int, data: bytes) -> None:
+        """A VIN; of an answer to OBD-II its 17 characters stand behind 49 02 01."""
+        if not self._j1939:
+            if data[:3] != b"\x49\x02\x01":
+                return
+            data = data[3:]
+        text = data.split(b"*")[0].decode("latin-1")
+        if re.fullmatch("[0-9A-HJ-NPR-Z]{17}", text):
+            for rule in self.rules.values():
+                rule.offer(t_us, text)
 
     def _value(self, raw: Any, value: Any) -> Any:
         length = self._signal.length
@@ -245,6 +303,15 @@ class _Take:
             value = round(value)
             return value if least <= value <= most else None
         return value
+
+
+class _Once(_Rule):
+    def __init__(self) -> None:
+        super().__init__(0, on_change=False)
+
+    def _send(self, t_us: int, value: Any) -> None:
+        if not self.sent:
+            super()._send(t_us, value)
 
 
 class _Never(_Rule):

@@ -18,7 +18,7 @@ MAPPINGS = sorted((ROOT / "config" / "vehicles").glob("*.vspec"))
 OWN_DBC = {
     "demo_vehicle": "demo_vehicle.dbc",
     "gnss": "gnss.dbc",
-    "obd2_29bit": "obd2.dbc",
+    "obd2_29bit": "obd2.dbc obd2_answers.dbc",
     "j1939_truck": "j1939.dbc",
 }
 STANDARD_UNITS = {"%": "percent", "degC": "Celsius", "deg": "degrees", "deg/s": "degrees/s"}
@@ -60,7 +60,7 @@ def drive() -> dict[str, list[tuple[float, Any]]]:
 
 def test_the_repository_has_its_dbc_files_and_mappings() -> None:
     assert [path.name for path in DBC_FILES] == [
-        *("demo_vehicle.dbc", "gnss.dbc", "j1939.dbc", "obd2.dbc")
+        *("demo_vehicle.dbc", "gnss.dbc", "j1939.dbc", "obd2.dbc", "obd2_answers.dbc")
     ]
     assert len(MAPPINGS) >= 6
 
@@ -90,12 +90,12 @@ def test_every_mapped_path_is_in_the_catalogue_with_its_datatype(mapping: Path) 
 
 @pytest.mark.parametrize(("mapping", "dbc"), OWN_DBC.items())
 def test_every_mapped_signal_of_our_dbc_files_exists_with_that_unit(mapping: str, dbc: str) -> None:
-    database = _load(dbc)
+    messages = {message.name: message for name in dbc.split() for message in _load(name).messages}
 
     for path, leaf in _leaves(ROOT / "config" / "vehicles" / f"{mapping}.vspec").items():
         wanted = leaf["dbc2vss"]
         message_name, signal_name = wanted["signal"].split(".")
-        message = database.get_message_by_name(message_name)
+        message = messages[message_name]
         signal = message.get_signal_by_name(signal_name)
         for condition in wanted.get("multiplexer", ()):
             assert condition["signal"].split(".")[0] == message_name

@@ -74,6 +74,76 @@ def test_a_signal_of_a_position_cannot_pass_for_a_distance(signal: str) -> None:
     assert any(METRES in warning for warning in made.warnings)
 
 
+CARRIED = b"""VERSION ""
+BU_: ECU
+BO_ 2024 FRAME: 8 ECU
+ SG_ Kind M : 4|4@1+ (1,0) [0|0] "" ECU
+ SG_ Service m0M : 8|8@1+ (1,0) [0|0] "" ECU
+ SG_ Speed m65 : 32|16@1+ (1,0) [0|0] "m" ECU
+ SG_ VinService m73 : 32|16@1+ (1,0) [0|0] "m" ECU
+ SG_ Later m2 : 8|16@1+ (1,0) [0|0] "m" ECU
+ SG_ Always : 8|16@1+ (1,0) [0|0] "m" ECU
+BO_ 2025 BYTEWISE: 8 ECU
+ SG_ Length M : 0|8@1+ (1,0) [0|0] "" ECU
+ SG_ Short m6 : 8|16@1+ (1,0) [0|0] "m" ECU
+ SG_ First m16 : 8|16@1+ (1,0) [0|0] "m" ECU
+BO_ 2566843646 VI: 200 ECU
+ SG_ Vin2 : 0|1600@1+ (1,0) [0|0] "" ECU
+BO_ 2565603070 PACKET: 8 ECU
+ SG_ Part : 8|16@1+ (1,0) [0|0] "m" ECU
+SG_MUL_VAL_ 2024 Service Kind 0-0;
+SG_MUL_VAL_ 2024 Speed Service 65-65;
+SG_MUL_VAL_ 2024 VinService Service 73-73;
+SG_MUL_VAL_ 2024 Later Kind 2-2;
+BA_DEF_ BO_ "VFrameFormat" ENUM "StandardCAN","ExtendedCAN","reserved","J1939PG";
+BA_DEF_DEF_ "VFrameFormat" "StandardCAN";
+BA_ "VFrameFormat" BO_ 2566843646 3;
+BA_ "VFrameFormat" BO_ 2565603070 3;
+"""
+ANSWER = b"""VERSION ""
+BU_: ECU
+BO_ 2024 ANSWER: 20 ECU
+ SG_ Sid M : 0|8@1+ (1,0) [0|0] "" ECU
+ SG_ Vin m73 : 24|136@1+ (1,0) [0|0] "" ECU
+ SG_ Digits m73 : 24|16@1+ (1,0) [0|0] "m" ECU
+ SG_ Other m98 : 24|16@1+ (1,0) [0|0] "m" ECU
+BO_ 2025 ANSWER2: 20 ECU
+ SG_ Vin3 : 24|136@1+ (1,0) [0|0] "" ECU
+"""
+VIN_PATH = "Vehicle.VehicleIdentification.VIN"
+
+
+@pytest.mark.parametrize(
+    ("vin", "metres", "is_taken"),
+    [
+        ("ANSWER.Vin, transport: isotp", "Speed", True),  # Another service, in a single frame.
+        ("ANSWER.Vin, transport: isotp", "VinService", False),
+        ("ANSWER.Vin, transport: isotp", "Later", False),  # A part of the answer.
+        ("ANSWER.Vin, transport: isotp", "Always", False),
+        ("ANSWER.Vin, transport: isotp", "Digits, transport: isotp", False),
+        ("ANSWER.Vin, transport: isotp", "Other, transport: isotp", True),
+        ("ANSWER2.Vin3, transport: isotp", "Short", True),  # Bytes 1 and 2; the VIN's are from 4.
+        ("ANSWER2.Vin3, transport: isotp", "First", False),
+        ("VI.Vin2", "PACKET.Part", False),
+    ],
+)
+def test_what_carries_a_vin_in_several_frames_gives_nothing_of_it(
+    vin: str,
+    metres: str,
+    is_taken: bool,  # noqa: FBT001 - pytest's call
+) -> None:
+    """Also not the frames: a single one is compared in its own place, a part counts as all."""
+    text = f"{VIN_PATH}: {{type: sensor, dbc: {{signal: {vin}, text: vin}}}}\n"
+    text += f"{METRES}: {{type: sensor, dbc: {{signal: {metres}}}}}"
+    dbcs = [parse_dbc(data, name="x.dbc") for data in (CARRIED, ANSWER)]
+    made = bind(
+        parse_mapping(text.encode(), name="m"), dbcs, car.catalogue(), bus=None, any_bus=True
+    )
+
+    assert {item.vss.path for item in made.bound} == {VIN_PATH, *([METRES] if is_taken else [])}
+    assert is_taken or "stricter class identity" in made.disabled[METRES]
+
+
 @pytest.mark.parametrize(
     ("position", "distance"),
     [
