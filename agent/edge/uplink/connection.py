@@ -22,6 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from agent.edge.uplink.breaker import Breaker
 from agent.edge.uplink.client import (
     PahoClient,
     PublishProperties,
@@ -87,7 +88,7 @@ class Connection:
         self._is_taken = False
         self._ended: ConnectionEnded | None = None
         self._fault: Exception | None = None
-        self._switch: socket.socket | None = None
+        self._breaker = Breaker()
         self._unacknowledged: set[int] = set()
         self._retain_handling = 0
         self._client = PahoClient(
@@ -96,7 +97,7 @@ class Connection:
                 tls=tls,
                 proxy=config.proxy,
                 silence_s=config.keepalive_s,
-                on_open=self._hold,
+                on_open=self._breaker.hold,
             ),
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
@@ -216,21 +217,11 @@ class Connection:
 
         Bytes that the kernel had taken before may still arrive.
         """
-        if self._switch is not None:
-            _shut_down(self._switch)
-
-    def _hold(self, sock: socket.socket) -> None:
-        """Keep a handle by which `cut` ends the stream, also while it is being made."""
-        before, self._switch = self._switch, _second_handle(sock)
-        if before is not None:
-            before.close()
+        self._breaker.trip()
 
     def close(self) -> None:
         """Give the sockets back."""
-        switch, self._switch = self._switch, None
-        if switch is not None:
-            _shut_down(switch)
-            switch.close()
+        self._breaker.close()
         sock = self._client.socket()
         if sock is not None:
             sock.close()
@@ -343,19 +334,3 @@ class Connection:
             raise self._ended or self._lost()
         assert isinstance(sock, socket.socket)
         return sock
-
-
-def _second_handle(sock: socket.socket) -> socket.socket:
-    """Return a socket of its own over the same connection, to shut down from another thread.
-
-    Closing and shutting down paho's own socket would race with its thread: between the two the
-    number of the descriptor may belong to another file.
-    """
-    return socket.socket(fileno=socket.dup(sock.fileno()))
-
-
-def _shut_down(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # The other end was faster.
