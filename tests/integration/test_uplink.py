@@ -23,8 +23,9 @@ from agent.edge.uplink import (
     Uplink,
     UplinkConfig,
     UplinkEvent,
+    exchange,
+    lane,
 )
-from agent.edge.uplink import uplink as lane
 from tests.broker import Broker
 from tests.driven import Driven, Spooled, plain_config, spool, tls_config
 from tests.peer import GARBAGE, WAIT_S, FakeBroker, Peer, wait_until
@@ -406,8 +407,8 @@ def test_the_status_says_online_and_the_broker_says_offline_for_us(
                 assert driven.uplink.publish_status("online")
                 wait_until(lambda: b'{"state":"online"}' in platform.payloads(topic))
                 if not goodbye:
-                    assert driven.uplink._connection is not None
-                    driven.uplink._connection.cut()  # As if the modem lost the link.
+                    assert driven.uplink._exchange._connection is not None
+                    driven.uplink._exchange._connection.cut()  # As if the modem lost the link.
                     driven.wait(Disconnected)
                     wait_until(lambda: b'{"state":"offline"}' in platform.payloads(topic))
             wait_until(lambda: platform.payloads(topic)[-1] == b'{"state":"offline"}')
@@ -658,7 +659,7 @@ def test_an_exception_in_the_callback_ends_the_lane_and_shows(
 
 def test_a_broker_that_gives_no_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead session in a living connection would hold the window for good."""
-    monkeypatch.setattr(lane, "ANSWER_S", 0.2)
+    monkeypatch.setattr(exchange, "ANSWER_S", 0.2)
     with (
         FakeBroker(answers=False) as fake,
         Driven(plain_config(fake.port, keepalive_s=1)) as driven,

@@ -19,8 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from agent.edge.keys import certificate_end_s, client_tls
-from agent.edge.uplink import Connected, Delivered, Disconnected, TlsSource, UplinkConfig
-from agent.edge.uplink import uplink as lane
+from agent.edge.uplink import Connected, Delivered, Disconnected, TlsSource, UplinkConfig, lane
 from tests.broker import Broker, free_ports
 from tests.driven import Driven, tls_config
 from tests.peer import WAIT_S, wait_until
@@ -399,7 +398,7 @@ def test_the_end_of_our_certificate_is_told_a_month_ahead(
     with Driven(UplinkConfig(**(about | {"tls": files.source(), "keepalive_s": 1}))) as driven:
         driven.wait(Connected)
         first = caplog.text.count("certificate ends soon")
-        driven.uplink._server._warned_s = 0.0  # The next day; the connection holds.
+        driven.uplink._lane._server._warned_s = 0.0  # The next day; the connection holds.
         time.sleep(1.5)
         on_the_same_connection = caplog.text.count("certificate ends soon")
         broker.stop()

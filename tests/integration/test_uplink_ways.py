@@ -198,7 +198,7 @@ def test_bytes_without_an_answer_end_the_connection_in_the_kernel() -> None:
     """Its own limit is a quarter of an hour."""
     with FakeBroker() as fake, Driven(plain_config(fake.port, keepalive_s=7)) as driven:
         driven.wait(Connected)
-        connection = driven.uplink._connection
+        connection = driven.uplink._exchange._connection
         assert connection is not None
         sock = connection._socket()
 

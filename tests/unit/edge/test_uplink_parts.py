@@ -12,11 +12,11 @@ from agent.core.model import NS_PER_S
 from agent.edge.uplink import TlsSource, UplinkConfig
 from agent.edge.uplink.client import PublishProperties, properties_of
 from agent.edge.uplink.dial import ConnectionEnded, Proxy
+from agent.edge.uplink.lane import backoff_s
 from agent.edge.uplink.message import COSE_TYPE, Message, Messages
 from agent.edge.uplink.outbox import MAX_HELD_S, Outbox
 from agent.edge.uplink.route import blocked_classes, default_interface
 from agent.edge.uplink.server import MAX_HOPS, Server
-from agent.edge.uplink.uplink import backoff_s
 from agent.errors import ConfigError, KeyFileError
 
 ROUTE = """\
