@@ -1,12 +1,61 @@
-"""The agent in a thread of its own: built, run and ended there, as its store demands."""
+"""The demo's vehicle: its files, as an installer would write them, and the agent on them."""
 
 import threading
+from pathlib import Path
+from typing import Any
 
-from agent.config import Config
+from agent.cloud.keys import save_key
+from agent.config import Config, parse_config
 from agent.daemon import Daemon
 from agent.demo.player import DemoClock
+from agent.demo.state import VEHICLE, Options
 from agent.errors import AgentError
 from agent.parts import load_parts
+
+BATCH_S = 10.0  # Of the drive's time.
+
+
+def installed(
+    folder: Path, options: Options, *, device: dict[str, Any], trust: bytes, port: int
+) -> Config:
+    """Write the vehicle's files as an installer would, and return its configuration.
+
+    Args:
+        folder: Where; the broker's CA and the vehicle's certificate lie there already.
+        options: Which DBC files and mapping.
+        device: Its key, a JWK.
+        trust: The trust file.
+        port: Of the broker, as the vehicle reaches it.
+    """
+    save_key(folder / "device.jwk", device)
+    (folder / "trust.json").write_bytes(trust)
+    settings = {
+        "vehicle": {"id": VEHICLE, "trust": "trust.json"},
+        "state": {"directory": "state"},
+        "keys": {"device": "device.jwk"},
+        "control": {"socket": "control.sock"},
+        "batch": {"max_age_s": BATCH_S},
+        "bus": [
+            {
+                "name": "can0",
+                "interface": "virtual",
+                "channel": VEHICLE,
+                "dbc": [str(path.resolve()) for path in options.dbcs],
+                "mapping": str(options.mapping.resolve()),
+                "options": {"preserve_timestamps": True},
+            }
+        ],
+        "uplink": {
+            "host": "localhost",
+            "port": port,
+            "ca": "ca.pem",
+            "certificate": "client.pem",
+            "private_key": "client.key",
+            "min_backoff_s": 0.2,
+            "max_backoff_s": 0.5,
+        },
+    }
+    return parse_config(settings, folder)
 
 
 class AgentThread:

@@ -18,8 +18,8 @@ from agent.cli.main import run
 from agent.core.codec import encode
 from agent.core.model import Batch, Column
 from agent.demo import broker as demo_broker
+from agent.demo.consent import SCOPES_A, SCOPES_B
 from agent.demo.judge import PLAINTEXT
-from agent.demo.scenario import SCOPES_A, SCOPES_B
 from agent.edge.files import load_catalogue
 from agent.resources import shipped
 
