@@ -12,6 +12,7 @@ from agent.edge.store import LiveGrant, Store, StoredPolicy
 from agent.edge.uplink import Delivered, Disconnected, Uplink, UplinkConfig, UplinkEvent
 from tests.peer import WAIT_S
 from tests.pki import Files
+from tests.storing import append
 
 Kind = TypeVar("Kind", bound=UplinkEvent)
 
@@ -91,7 +92,8 @@ def spool(folder: Path, count: int, *grant_ids: str) -> Iterator[Store]:
         policy = StoredPolicy(b"j", 1, 1, b"p" * 32, b"c" * 32, 0)
         store.apply_policy(policy, [LiveGrant(grant_id, 1) for grant_id in grant_ids], [], 0)
         for index in range(count):
-            store.append(
+            append(
+                store,
                 grant_ids[index % len(grant_ids)],
                 1,
                 recipient="fleet-x",

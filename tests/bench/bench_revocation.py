@@ -25,6 +25,7 @@ from agent.edge.store import Store
 from agent.edge.uplink import PolicyArrived, PolicyToken, Uplink, UplinkConfig
 from tests import car
 from tests.cloud import VEHICLE, Cloud
+from tests.storing import append
 
 FULL = {"read_odometer": {"min_interval_s": 0}}
 BATCH_NS = 50 * NS_PER_MS
@@ -154,8 +155,14 @@ def fill(store: Store, count: int) -> None:
     assert spool is not None
     spool._db.rows("PRAGMA synchronous = OFF")
     for n in range(count):
-        store.append(
-            "g1", 1, recipient="fleet", created_ns=n, expires_ns=1 << 62, seal=lambda _: ENVELOPE
+        append(
+            store,
+            "g1",
+            1,
+            recipient="fleet",
+            created_ns=n,
+            expires_ns=1 << 62,
+            seal=lambda _: ENVELOPE,
         )
     spool._db.rows("PRAGMA synchronous = FULL")
 

@@ -41,6 +41,7 @@ from tests.broker import Broker
 from tests.cloud import VEHICLE, Cloud
 from tests.driven import plain_config, tls_config
 from tests.pki import Pki, context
+from tests.storing import append
 
 ENVELOPE_BYTES = 600  # A minute of two signals and a header: docs/envelope.md.
 WINDOW = 20
@@ -289,7 +290,8 @@ def fill(store: Store, count: int) -> None:
     spool._db.rows("PRAGMA synchronous = OFF")
     envelope, now_ns = os.urandom(ENVELOPE_BYTES), time.time_ns()
     for _ in range(count):
-        store.append(
+        append(
+            store,
             "g0",
             1,
             recipient="fleet",

@@ -18,6 +18,7 @@ from agent.edge.store import LiveGrant, Store, StoredPolicy, Tally
 from agent.errors import LedgerError
 from tests import sealing
 from tests.columns import SPEED, batch
+from tests.storing import append
 
 NOW_NS = time.time_ns()
 HOUR_NS = 3600 * 10**9
@@ -36,7 +37,8 @@ def state(tmp_path: Path) -> Path:
             ("gr_2", 2, NOW_NS + 2 * HOUR_NS),
         ):
             for _ in range(count):
-                store.append(
+                append(
+                    store,
                     grant_id,
                     1,
                     recipient="fleet-x",

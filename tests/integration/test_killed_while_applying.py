@@ -21,6 +21,7 @@ from agent.core.model import NS_PER_S
 from agent.edge.store import Store
 from tests import car
 from tests.cloud import VEHICLE, Cloud
+from tests.storing import append
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = {"read_odometer": {"min_interval_s": 0}}
@@ -92,7 +93,8 @@ def prepared(folder: Path, cloud: Cloud) -> None:
         consent.receive(first.encode(), at(cloud.now_s))
         for n in range(ROWS):
             for grant_id in ("g1", "g2"):
-                store.append(
+                append(
+                    store,
                     grant_id,
                     1,
                     recipient="fleet",

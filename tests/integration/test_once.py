@@ -14,6 +14,7 @@ from agent.core.plan import compile_plan
 from agent.core.policy import Policy
 from agent.edge.store import LiveGrant, Store, StoredPolicy, Tombstone
 from tests import car
+from tests.storing import append
 
 VIN = "Vehicle.VehicleIdentification.VIN"
 NEVER_NS = 10**18
@@ -77,7 +78,8 @@ class Vehicle:
             if (batch.rev, self.state) != (self.rev, "active"):
                 continue  # The agent lane drops what was collected under an older consent.
             once = tuple(column.path for column in batch.columns if column.path == VIN)
-            self.store.append(
+            append(
+                self.store,
                 "g",
                 batch.rev,
                 recipient=batch.recipient,

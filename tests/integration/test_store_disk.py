@@ -77,6 +77,7 @@ AT_EVERY_WRITE = """
     import os, random, shutil, sys
     from pathlib import Path
     from agent.edge.store import LiveGrant, Store, StoredPolicy, Tombstone
+    from tests.storing import append
     from agent.errors import StoreError
     root = Path(sys.argv[1])
     os.umask(0o077)
@@ -87,8 +88,8 @@ AT_EVERY_WRITE = """
         store = Store.open(root / "state")
         store.apply_policy(policy(1), [LiveGrant("a", 1), LiveGrant("b", 1)], [], 0)
         for index in range(200):
-            store.append("ab"[index % 2], 1, recipient="r", created_ns=0, expires_ns=10**18,
-                         seal=lambda n: os.urandom(3000))
+            append(store, "ab"[index % 2], 1, recipient="r", created_ns=0, expires_ns=10**18,
+                   seal=lambda n: os.urandom(3000))
         with (root / "filler").open("wb", buffering=0) as file:
             try:
                 while True:
@@ -97,8 +98,8 @@ AT_EVERY_WRITE = """
                 pass
             file.truncate(max(0, file.tell() - free_kib * 1024))
         for index in range(300):
-            last = store.append("a", 1, recipient="r", created_ns=0, expires_ns=10**18,
-                                seal=lambda n: os.urandom(3000))
+            last = append(store, "a", 1, recipient="r", created_ns=0, expires_ns=10**18,
+                          seal=lambda n: os.urandom(3000))
         store.set_grant_state("a", "paused")
         assert store.pending(9, without={"b"}) == ()
         store.set_grant_state("a", "active")
@@ -139,6 +140,7 @@ GREEDY = """
     import os, sys
     from pathlib import Path
     from agent.edge.store import LiveGrant, LocalStop, Store, StoredPolicy, Tombstone
+    from tests.storing import append
     root = Path(sys.argv[1])
     filler = (root / "filler").open("ab", buffering=0)
     def fill():
@@ -157,8 +159,8 @@ GREEDY = """
     store = Store.open(root / "state")
     store.apply_policy(policy(1), [LiveGrant(name, 1) for name in "abcd"], [], 0)
     for index in range(400):
-        store.append("abcd"[index % 4], 1, recipient="r", created_ns=0, expires_ns=10**18,
-                     seal=lambda n: os.urandom(3000))
+        append(store, "abcd"[index % 4], 1, recipient="r", created_ns=0, expires_ns=10**18,
+               seal=lambda n: os.urandom(3000))
     steps = [stop, lambda: store.lift_local_stop("*"), lambda: revoke(2, *"abcd"), stop]
     steps += [lambda: revoke(3, *"abc"), lambda: store.lift_local_stop("*")]
     steps += [lambda: revoke(4, *"ab"), lambda: store.set_grant_state("a", "paused")]
@@ -183,6 +185,7 @@ KEPT_FULL = """
     import os, sys
     from pathlib import Path
     from agent.edge.store import LiveGrant, SpoolLimits, Store, StoredPolicy, Tombstone
+    from tests.storing import append
     root, min_free = Path(sys.argv[1]), int(sys.argv[2])
     filler = (root / "filler").open("ab", buffering=0)
     def fill():
@@ -192,8 +195,8 @@ KEPT_FULL = """
         except OSError:
             pass
     def put(size=3000):
-        return store.append("a", 1, recipient="r", created_ns=0, expires_ns=10**18,
-                            seal=lambda n: os.urandom(size))
+        return append(store, "a", 1, recipient="r", created_ns=0, expires_ns=10**18,
+                      seal=lambda n: os.urandom(size))
     limits = SpoolLimits(min_free_bytes=min_free)
     store = Store.open(root / "state", limits=limits)
     store.apply_policy(StoredPolicy(b"j", 1, 1, b"p" * 32, b"c" * 32, 1),
@@ -242,6 +245,7 @@ READ_ONLY = """
     import os, subprocess, sys
     from pathlib import Path
     from agent.edge.store import LiveGrant, Store, StoredPolicy, Tombstone
+    from tests.storing import append
     from agent.errors import StoreError
     root = Path(sys.argv[1])
     policy = StoredPolicy(b"j", 1, 1, b"p" * 32, b"c" * 32, 1)
@@ -255,7 +259,7 @@ READ_ONLY = """
     store = Store.open(root / "state")
     store.apply_policy(policy, [LiveGrant("a", 1)], [], 0)
     def put():
-        store.append("a", 1, recipient="r", created_ns=0, expires_ns=5, seal=lambda n: b"x")
+        append(store, "a", 1, recipient="r", created_ns=0, expires_ns=5, seal=lambda n: b"x")
     put()
     store.close()
     subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)

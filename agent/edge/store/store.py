@@ -218,28 +218,6 @@ class Store(ConsentFile):
         self._db.with_reserve(step)
         self._spool.follow()
 
-    def append(  # noqa: PLR0913 - the columns of a row, by keyword
-        self,
-        grant_id: str,
-        rev: int,
-        *,
-        recipient: str,
-        created_ns: int,
-        expires_ns: int,
-        seal: Callable[[int], bytes],
-        once: tuple[str, ...] = (),
-    ) -> int:
-        """Keep one envelope, see `NewEnvelope`; return its number.
-
-        Raises:
-            StoreError: Why it could not be kept.
-        """
-        new = NewEnvelope(grant_id, rev, recipient, created_ns, expires_ns, seal, once)
-        (kept,) = self.append_all([new])
-        if isinstance(kept, StoreError):
-            raise kept
-        return kept.n
-
     def append_all(self, arrived: Sequence[NewEnvelope]) -> list[Kept | StoreError]:
         """Draw the next number of each one's grant, seal with it, and keep all, in one commit.
 

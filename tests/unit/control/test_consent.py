@@ -17,6 +17,7 @@ from agent.edge.store import Store
 from agent.errors import PolicyRejected
 from tests import car
 from tests.cloud import VEHICLE, Cloud
+from tests.storing import append
 
 ODOMETER = {"read_odometer": {"min_interval_s": 0}}
 LOCATION: dict[str, dict[str, Any]] = {"read_location": {}}
@@ -55,8 +56,14 @@ def granted(consent: Consent) -> set[tuple[str, str]]:
 
 
 def spool(store: Store, grant_id: str, rev: int = 1) -> None:
-    store.append(
-        grant_id, rev, recipient="fleet", created_ns=0, expires_ns=1 << 62, seal=lambda _: b"x" * 99
+    append(
+        store,
+        grant_id,
+        rev,
+        recipient="fleet",
+        created_ns=0,
+        expires_ns=1 << 62,
+        seal=lambda _: b"x" * 99,
     )
 
 

@@ -31,6 +31,7 @@ from agent.edge.store.file import open_file
 from agent.edge.store.marks import AHEAD
 from agent.edge.store.tables import SPOOL
 from agent.errors import StoreBusy, StoreError
+from tests.storing import append
 
 ROOT = Path(__file__).resolve().parents[3]
 NEVER_NS = 10**18
@@ -54,7 +55,7 @@ def policy(ver: int, *, epoch: int = 1, text: str = "") -> StoredPolicy:
 
 def put(store: Store, grant_id: str, envelope: bytes = b"sealed", **other: Any) -> int:
     arguments = {"rev": 1, "recipient": "fleet-x", "created_ns": 1, "expires_ns": NEVER_NS} | other
-    return store.append(grant_id, seal=lambda _: envelope, **arguments)
+    return append(store, grant_id, seal=lambda _: envelope, **arguments)
 
 
 def with_grants(store: Store, *grant_ids: str, ver: int = 1) -> None:
@@ -115,7 +116,8 @@ def test_numbers_run_without_holes_over_revs_restarts_and_failed_seals(directory
         with_grants(store, "gr_a", "gr_b")
         numbers = [put(store, "gr_a"), put(store, "gr_a"), put(store, "gr_b")]
         with pytest.raises(RuntimeError, match="no key"):
-            store.append(
+            append(
+                store,
                 "gr_a",
                 1,
                 recipient="r",
@@ -137,8 +139,8 @@ def test_the_seal_gets_the_number_under_which_its_envelope_is_kept(store: Store)
     """The number in the sealed header is the number of the row."""
     with_grants(store, "gr_a")
     for _ in range(3):
-        store.append(
-            "gr_a", 1, recipient="r", created_ns=0, expires_ns=9, seal=lambda n: b"n=%d" % n
+        append(
+            store, "gr_a", 1, recipient="r", created_ns=0, expires_ns=9, seal=lambda n: b"n=%d" % n
         )
 
     assert [(row.n, row.envelope) for row in store.pending(9)] == [
@@ -748,13 +750,14 @@ KILLED_APPENDING = """
     import sys
     from pathlib import Path
     from agent.edge.store import LiveGrant, Store, StoredPolicy, Tally
+    from tests.storing import append
     store = Store.open(Path(sys.argv[1]))
     policy = StoredPolicy(b"j", 1, 1, b"p" * 32, b"c" * 32, 1)
     store.apply_policy(policy, [LiveGrant("g", 1)], [], 0)
     while True:
-        n = store.append("g", 1, recipient="r", created_ns=0, expires_ns=10**18,
-                         seal=lambda n: b"%d" % n * 300,
-                         once=("Vehicle.P%d" % store.counts().get("g", Tally(0, 0)).envelopes,))
+        n = append(store, "g", 1, recipient="r", created_ns=0, expires_ns=10**18,
+                   seal=lambda n: b"%d" % n * 300,
+                   once=("Vehicle.P%d" % store.counts().get("g", Tally(0, 0)).envelopes,))
         print(n, flush=True)
 """
 
@@ -783,6 +786,7 @@ KILLED_APPLYING = """
     import sys
     from pathlib import Path
     from agent.edge.store import LiveGrant, Store, StoredPolicy, Tombstone
+    from tests.storing import append
     store = Store.open(Path(sys.argv[1]))
     before = store.in_force()
     ver = before.ver if before else 0
@@ -792,8 +796,8 @@ KILLED_APPLYING = """
         store.apply_policy(policy, [LiveGrant(f"g{ver}", ver), LiveGrant("same", 1)],
                            [Tombstone(f"x{ver}", "revoked")], ver)
         for grant, rev in ((f"g{ver}", ver), ("same", 1)):
-            store.append(grant, rev, recipient="r", created_ns=0, expires_ns=10**18,
-                         seal=lambda n: b"%d" % ver * 2000)
+            append(store, grant, rev, recipient="r", created_ns=0, expires_ns=10**18,
+                   seal=lambda n: b"%d" % ver * 2000)
         print(ver, flush=True)
 """
 
@@ -826,6 +830,7 @@ ON_A_FULL_DISK = """
     import os, sys
     from pathlib import Path
     from agent.edge.store import LiveGrant, Store, StoredPolicy, Tombstone
+    from tests.storing import append
     from agent.errors import StoreError
     def policy(ver):
         return StoredPolicy(b"j" * 20_000, 1, ver, b"%d" % ver * 32, b"c" * 32, ver)
@@ -834,8 +839,8 @@ ON_A_FULL_DISK = """
     store = Store.open(root / "state")
     store.apply_policy(policy(1), [LiveGrant("a", 1), LiveGrant("b", 1)], [], 0)
     for kept in range(900):
-        store.append("ab"[kept % 2], 1, recipient="r", created_ns=0, expires_ns=10**18,
-                     seal=lambda n: os.urandom(20_000))
+        append(store, "ab"[kept % 2], 1, recipient="r", created_ns=0, expires_ns=10**18,
+               seal=lambda n: os.urandom(20_000))
     try:
         with (root / "filler").open("wb", buffering=0) as file:
             while True:

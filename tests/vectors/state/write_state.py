@@ -17,7 +17,7 @@ def main(target: Path) -> None:
             live = [LiveGrant("gr_a", 2), LiveGrant("gr_b", 1, "paused"), LiveGrant("gr_c", 1)]
             store.apply_policy(POLICY, live, [Tombstone("gr_dead", "revoked")], 3)
             for index in range(12):
-                store.append(
+                store.append(  # type: ignore[attr-defined] # the Store of that version
                     "ac"[index % 2].join(["gr_", ""]),
                     2 - index % 2,
                     recipient="fleet-x",
