@@ -401,10 +401,13 @@ class Daemon:
             channel=bus.channel,
             options=bus.options,
             max_per_s=self._config.obd.max_per_s,
+            given=self._store.once_taken(),
             clock=lambda: self._clock().wall_ns,
         )
 
     def _on_batches(self, batches: list[Batch]) -> None:
+        if self._obd is not None:
+            self._obd.give(batches)
         self._post(Batches(batches))
 
     def _post(self, event: Event) -> None:

@@ -4,17 +4,18 @@ Rules:
  * A question is derived from a granted signal: the message is an answer of ISO 15765-4 (0x7E8 to
    0x7EF, or 0x18DAF1xx), and the DBC's multiplexers say which service and PID it belongs to.
  * Only services 01 (current data) and 09 (vehicle information) of SAE J1979 are asked. Both read.
+ * What every grant wants once (an identity) is a question only until it was given.
  * A signal whose service or PID the DBC leaves open is asked for by nobody.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.core.binding import Binding
 from agent.core.bound import Bound
 from agent.core.decode import Field
 from agent.core.model import CAN_EFF_FLAG
-from agent.core.plan import Plan
+from agent.core.plan import Plan, Take
 
 SERVICES = (0x01, 0x09)
 _ANSWER = 0x40  # SAE J1979: an answer's service is the request's plus this.
@@ -34,6 +35,8 @@ class Question:
         service: 1 or 9.
         pid: The PID, or info type of service 9.
         interval_ns: How often an answer is of use to a grant.
+        once: (grant id, path) of those who want it once, where nobody wants it more often; else
+            empty.
     """
 
     request_id: int
@@ -41,6 +44,7 @@ class Question:
     service: int
     pid: int
     interval_ns: int
+    once: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def data(self) -> bytes:
@@ -60,12 +64,19 @@ def questions(plan: Plan, binding: Binding, bus: str) -> tuple[Question, ...]:
     for bound in binding.bound:
         if bound.bus in (bus, None):
             bounds.setdefault(bound.vss.path, []).append(bound)
-    found: dict[tuple[int, int, int, int], int] = {}
+    found: dict[tuple[int, int, int, int], list[Take]] = {}
     for take in plan.takes:
         for bound in bounds.get(take.path, ()):
             for key in _asked(bound):
-                found[key] = min(take.interval_ns, found.get(key, take.interval_ns))
-    return tuple(Question(*key, interval_ns) for key, interval_ns in found.items())
+                found.setdefault(key, []).append(take)
+    return tuple(
+        Question(
+            *key,
+            min(take.interval_ns for take in takes),
+            frozenset((take.grant_id, take.path) for take in takes if _all_once(takes)),
+        )
+        for key, takes in found.items()
+    )
 
 
 def request_id(answer_id: int) -> int | None:
@@ -75,6 +86,10 @@ def request_id(answer_id: int) -> int | None:
     if answer_id & ~0xFF == _ANSWER_29:
         return _REQUEST_29 | (answer_id & 0xFF) << 8
     return None
+
+
+def _all_once(takes: Iterable[Take]) -> bool:
+    return all(take.once for take in takes)
 
 
 def _asked(bound: Bound) -> Iterator[tuple[int, int, int, int]]:

@@ -7,6 +7,8 @@ Rules:
    under a lock: when `ask` returns, nothing is sent any more that it did not permit.
  * One question at a time, at most `max_per_s`; who does not answer is asked ever more seldom, and a
    vehicle that sleeps is not kept awake.
+ * What is wanted once is not asked for any more when it was given, over restarts too; what came and
+   was no value is asked for every 5 minutes.
  * A tester that somebody else has plugged in goes first: its requests silence us for a while.
  * Answers are not read here. They pass the gate as frames of the bus, like all others.
 """
@@ -14,11 +16,11 @@ Rules:
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import can
 
-from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S
+from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S, Batch
 from agent.core.obd import Question
 from agent.errors import BusError
 
@@ -59,6 +61,7 @@ class ObdPoller:
         channel: str,
         options: Mapping[str, str | int | float | bool],
         max_per_s: float,
+        given: Iterable[tuple[str, str]] = (),
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Prepare; `start` begins.
@@ -69,6 +72,7 @@ class ObdPoller:
             channel: The adapter's channel.
             options: Handed to python-can as they are.
             max_per_s: Most questions in a second.
+            given: (grant id, path) of what is given once and was, before this poller.
             clock: ns since the epoch, by which a permission ends.
         """
         self.name = name
@@ -83,6 +87,7 @@ class ObdPoller:
         self._clock = clock
         self._changed = threading.Condition()  # Guards what follows.
         self._questions: tuple[Question, ...] = ()
+        self._given = set(given)
         self._until_ns = 0
         self._stop = False
         self._due: dict[Question, float] = {}  # The thread's own, as what follows.
@@ -100,7 +105,16 @@ class ObdPoller:
         """
         with self._changed:
             self._questions, self._until_ns = tuple(questions), until_ns
+            self._leave_out()
             self._changed.notify_all()
+
+    def give(self, batches: Iterable[Batch]) -> None:
+        """Ask no more for what is wanted once and is in these batches. For any thread."""
+        came = {(batch.grant_id, column.path) for batch in batches for column in batch.columns}
+        with self._changed:
+            for question in self._questions:
+                self._given |= question.once & came
+            self._leave_out()
 
     def start(self) -> None:
         """Begin; the bus is opened when there is something to ask."""
@@ -122,6 +136,14 @@ class ObdPoller:
     def is_alive(self) -> bool:
         """Whether the poller's thread runs."""
         return self._thread.is_alive()
+
+    def _leave_out(self) -> None:
+        """Keep the questions to which somebody still wants an answer."""
+        self._questions = tuple(
+            question
+            for question in self._questions
+            if not question.once or not question.once <= self._given
+        )
 
     def _run(self) -> None:
         try:
@@ -225,6 +247,8 @@ class ObdPoller:
         self._silent = 0 if answered else self._silent + 1
         self._missed[question] = 0 if answered else self._missed.get(question, 0) + 1
         interval_s = max(question.interval_ns / NS_PER_S, MIN_INTERVAL_S)
+        if question.once and answered:
+            interval_s = MAX_INTERVAL_S  # By then it was given, or it was no value.
         waits_s = interval_s * 2 ** min(self._missed[question], 10)
         now_s = time.monotonic()
         self._due[question] = now_s + max(interval_s, min(waits_s, MAX_INTERVAL_S))

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -14,18 +15,21 @@ from agent.config import Config, parse_config
 from agent.core.binding import Binding, bind
 from agent.core.dbc import parse_dbc
 from agent.core.mapping import parse_mapping
-from agent.core.model import NS_PER_S, Frame
+from agent.core.model import NS_PER_S, Batch, Column, Frame
 from agent.core.obd import Question, questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan, compile_plan
+from agent.demo.judge import Auditor
 from agent.edge.obd import ASLEEP_AFTER, ObdPoller
 from agent.edge.pycan import PyCanReader
 from agent.errors import ConfigError
 from tests import car
 from tests.cloud import Cloud
-from tests.rig import Rig, wait_for
+from tests.rig import Rig, data_of, wait_for
 
 SPEED, RPM, FUEL = 0x0D, 0x0C, 0x2F
+VIN = "Vehicle.VehicleIdentification.VIN"
+EXAMPLE = "1M8GDM9AXKP042788"  # Published; no vehicle has it.
 FOREVER_NS = 1 << 62
 DBC = (car.ROOT / "dbc/obd2.dbc").read_bytes()
 
@@ -279,6 +283,82 @@ def test_answers_pass_the_gate_as_frames_of_the_bus(
     number = int.from_bytes(bytes(range(4)), "big")
     assert got == {("Vehicle.Speed", 50.0), ("Vehicle.TraveledDistance", number)}
     assert set(unit.requests()) == {(1, SPEED), (9, 6)}
+
+
+def vin_batch(grant_id: str) -> Batch:
+    column = Column("read_vin", VIN, "string", None, 1, 0, (0,), (EXAMPLE,))
+    return Batch(grant_id, 1, "r", (column,))
+
+
+def test_what_is_wanted_once_is_asked_for_until_it_was_given(
+    unit: ControlUnit, poller: ObdPoller
+) -> None:
+    """One answer is enough for a while, and no more is asked once everybody has it."""
+    unit.knows[9, 2] = b"\x01" + EXAMPLE.encode()
+    once = replace(question(2, service=9), once=frozenset({("g", VIN), ("h", VIN)}))
+    asked = [once, question(SPEED)]
+    poller.ask(asked, FOREVER_NS)
+    wait_for("other requests", lambda: unit.requests().count((1, SPEED)) >= 8)
+    assert unit.requests().count((9, 2)) == 1
+
+    poller.give([vin_batch("g")])
+    assert once in poller._questions
+    poller.give([vin_batch("h")])
+    assert poller._questions == (asked[1],)
+    poller.ask(asked, FOREVER_NS)
+    assert poller._questions == (asked[1],)
+    other = replace(once, once=frozenset({("i", VIN)}))
+    poller.ask([other], FOREVER_NS)
+    assert poller._questions == (other,)
+
+
+def test_what_was_given_before_a_restart_is_not_asked_for(channel: str) -> None:
+    once = replace(question(2, service=9), once=frozenset({("g", VIN)}))
+    poller = ObdPoller(
+        "obd",
+        interface="virtual",
+        channel=channel,
+        options={},
+        max_per_s=5,
+        given={("g", VIN)},
+    )
+
+    poller.ask([once], FOREVER_NS)
+
+    assert poller._questions == ()
+
+
+@pytest.mark.broker
+def test_the_daemon_asks_for_the_vin_and_gives_it_once_also_over_a_restart(
+    rig: Rig, cloud: Cloud, auditor: Auditor, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.dbcs = [car.ROOT / "dbc" / name for name in ("obd2.dbc", "obd2_answers.dbc")]
+    rig.mapping = car.ROOT / "config" / "vehicles" / "obd2_gnss.vspec"
+    rig.obd = {"poll": True, "bus": "can0", "max_per_s": 20}
+    rig.max_age_s = 1.0
+    knows = {(1, SPEED): b"\x32", (9, 2): b"\x01" + EXAMPLE.encode()}
+    cloud.now_s = int(time.time())
+    rig.push(cloud.policy(cloud.grant({"read_vin": {}, "read_speedometer": {"min_interval_s": 1}})))
+
+    def opened() -> list[Any]:
+        rig.clock.now_ns = time.time_ns()
+        columns = [column for data in data_of(auditor) for column in cloud.open(data).columns]
+        return [value for column in columns if column.path == VIN for value in column.values]
+
+    with ControlUnit(rig.channel, knows=knows) as unit:
+        with rig.running() as daemon:
+            wait_for("the request", lambda: (9, 2) in unit.requests())
+            wait_for("the value", opened)
+            assert daemon.capture.given_up == 0
+        with rig.running():
+            before = len(unit.asked)
+            wait_for("other requests", lambda: len(unit.asked) >= before + 5)
+        assert unit.requests().count((9, 2)) == 1
+
+    assert opened() == [EXAMPLE]
+    assert EXAMPLE[:8] not in caplog.text
+    kept = b"".join(p.read_bytes() for p in rig.state.rglob("*") if p.is_file())
+    assert EXAMPLE.encode() not in kept
 
 
 def config_of(folder: Path, **obd: Any) -> Config:

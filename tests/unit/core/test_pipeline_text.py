@@ -208,6 +208,15 @@ def test_the_poller_asks_for_it_under_its_grant_alone() -> None:
     assert [(q.service, q.pid) for q in speed] == [(1, 13)]
 
 
+def test_it_is_a_question_for_those_who_want_it_once() -> None:
+    grants = {"g": OBD_SCOPES, "h": {"read_vin": {}}}
+    plan = compile_plan(car.policy(grants), car.catalogue(), bound(), now_ns=0)
+
+    asked = {(q.service, q.pid): q.once for q in questions(plan, bound(), "obd")}
+
+    assert asked == {(9, 2): {("g", VIN), ("h", VIN)}, (1, 13): frozenset()}
+
+
 DBC = b"""VERSION ""
 BU_: E
 BO_ 100 PLATE: 8 E
