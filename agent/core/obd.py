@@ -1,6 +1,7 @@
-"""Which OBD-II questions a plan needs asked: no other identifier, service or PID is ever one.
+"""Which OBD-II questions a plan needs asked, and what answers them.
 
 Rules:
+ * No other identifier, service or PID is ever asked for than those a plan needs.
  * A question is derived from a granted signal: the message is an answer of ISO 15765-4 (0x7E8 to
    0x7EF, or 0x18DAF1xx), and the DBC's multiplexers say which service and PID it belongs to.
  * Only services 01 (current data) and 09 (vehicle information) of SAE J1979 are asked. Both read.
@@ -10,6 +11,7 @@ Rules:
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from agent.core.binding import Binding
 from agent.core.bound import Bound
@@ -22,6 +24,10 @@ _ANSWER = 0x40  # SAE J1979: an answer's service is the request's plus this.
 _FIRST_ANSWER, _LAST_ANSWER = 0x7E8, 0x7EF  # ISO 15765-4 table 4: the request is 8 below.
 _ANSWER_29 = CAN_EFF_FLAG | 0x18DA_F100  # ISO 15765-4 table 6: to the tester, from unit xx.
 _REQUEST_29 = CAN_EFF_FLAG | 0x18DA_00F1
+_REFUSED = 0x7F  # SAE J1979: then the service, and why.
+_PENDING = b"\x78"  # ISO 14229-1: response pending.
+MAX_PENDING = 5  # So often an answer may be announced.
+_FIRST, _NEXT = 6, 7  # ISO 15765-2: bytes of a message in its first frame and in each other.
 _PADDING = b"\xcc" * 5  # ISO 15765-2 9.6.2.4 recommends it.
 
 
@@ -50,6 +56,52 @@ class Question:
     def data(self) -> bytes:
         """The request's payload: a single frame of 2 bytes."""
         return bytes((2, self.service, self.pid)) + _PADDING
+
+
+class Heard(Enum):
+    """What a frame under the answer's identifier means for the question."""
+
+    NOTHING = "nothing"
+    PENDING = "the answer is to follow"
+    REFUSED = "there is no answer"
+    BEGUN = "the first frame of the answer; the others wait for a flow control"
+    WHOLE = "the answer has passed by"
+
+
+class Answer:
+    """The answer to a question, as it passes by.
+
+    Attributes:
+        is_begun: The first of several frames has come.
+    """
+
+    __slots__ = ("_expected", "_left", "_pending", "_refusal", "is_begun")
+
+    def __init__(self, question: Question) -> None:
+        self._expected = bytes((question.service + _ANSWER, question.pid))
+        self._refusal = bytes((_REFUSED, question.service))
+        self._left = 0
+        self._pending = 0
+        self.is_begun = False
+
+    def hear(self, data: bytes) -> Heard:
+        """Tell what a frame means; what answers another question means nothing."""
+        kind = data[0] >> 4 if data else None
+        if kind == 0 and data[1:3] == self._refusal:
+            self._pending += data[3:4] == _PENDING
+            is_to_follow = data[3:4] == _PENDING and self._pending <= MAX_PENDING
+            return Heard.PENDING if is_to_follow else Heard.REFUSED
+        if kind == 0 and data[1:3] == self._expected:
+            return Heard.WHOLE
+        if kind == 1 and data[2:4] == self._expected and not self.is_begun:
+            self.is_begun = True
+            length = (data[0] & 0xF) << 8 | data[1]
+            self._left = -(-(length - _FIRST) // _NEXT)
+            return Heard.BEGUN
+        if kind == 2 and self.is_begun:
+            self._left -= 1
+            return Heard.WHOLE if self._left <= 0 else Heard.NOTHING
+        return Heard.NOTHING
 
 
 def questions(plan: Plan, binding: Binding, bus: str) -> tuple[Question, ...]:

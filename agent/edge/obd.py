@@ -7,9 +7,11 @@ Rules:
    under a lock: when `ask` returns, nothing is sent any more that it did not permit.
  * One question at a time, at most `max_per_s`; who does not answer is asked ever more seldom, and a
    vehicle that sleeps is not kept awake.
- * What is wanted once is not asked for any more when it was given, over restarts too; what came and
-   was no value is asked for every 5 minutes.
+ * What is wanted once is asked for ever more seldom, answered or not, until it was given; then no
+   more, over restarts too.
  * A tester that somebody else has plugged in goes first: its requests silence us for a while.
+ * Only the answer to the question lets the next one come, and only it gets a flow control; one that
+   a unit has announced ("response pending") is waited for.
  * Answers are not read here. They pass the gate as frames of the bus, like all others.
 """
 
@@ -21,11 +23,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import can
 
 from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, NS_PER_S, Batch
-from agent.core.obd import Question
+from agent.core.obd import Answer, Heard, Question
 from agent.errors import BusError
 
 ANSWER_S = 0.1  # ISO 15765-4: P2 is 50 ms; twice that for slow gateways.
 CONSECUTIVE_S = 1.0  # ISO 15765-2 N_Cr.
+PENDING_S = 5.0  # ISO 14229-2 P2*: until the answer that a unit has announced.
+LOOK_S = 0.5  # So long at most until a withdrawn question is not waited for any more.
 MIN_INTERVAL_S = 0.2  # One question is never asked more often.
 MAX_INTERVAL_S = 300.0  # ... and at least so often, however long it was not answered.
 ASLEEP_AFTER = 5  # Questions in a row without an answer.
@@ -216,39 +220,37 @@ class ObdPoller:
 
     def _await_answer(self, bus: can.BusABC, question: Question) -> bool:
         """Wait until the answer has passed by; let one of several frames go on."""
-        end_s, left = time.monotonic() + ANSWER_S, 0
-        answered = False
-        while (wait_s := end_s - time.monotonic()) > 0:
-            message = bus.recv(timeout=wait_s)
-            if message is None or not message.data:
+        answer, end_s = Answer(question), time.monotonic() + ANSWER_S
+        while (wait_s := end_s - time.monotonic()) > 0 and question in self._questions:
+            self.turns += 1
+            message = bus.recv(timeout=min(wait_s, LOOK_S))
+            if message is None:
                 continue
             if _canid(message) != question.answer_id:
                 self._heed(message)
                 continue
-            kind = message.data[0] >> 4
-            if kind == 0:
-                # SAE J1979: a refusal (0x7F) is no answer; such a PID is asked for more seldom.
-                return message.data[1] != 0x7F if len(message.data) > 1 else False
-            if kind == 1 and len(message.data) > 1 and not left:
-                length = (message.data[0] & 0xF) << 8 | message.data[1]
-                left = -(-(length - 6) // 7)
-                if not self._send(bus, question, _FLOW_CONTROL):
-                    return False
-                answered, end_s = True, time.monotonic() + CONSECUTIVE_S
-            elif kind == 2 and left:
-                left -= 1
-                if left == 0:
+            match answer.hear(bytes(message.data)):
+                case Heard.WHOLE:
                     return True
-        return answered
+                case Heard.REFUSED:
+                    return False
+                case Heard.PENDING:
+                    end_s = time.monotonic() + PENDING_S
+                case Heard.BEGUN:
+                    if not self._send(bus, question, _FLOW_CONTROL):
+                        return False
+                    end_s = time.monotonic() + CONSECUTIVE_S
+        return answer.is_begun
 
     def _weigh(self, question: Question, *, answered: bool) -> None:
         """Decide when a question is asked again."""
         self.unanswered += not answered
         self._silent = 0 if answered else self._silent + 1
-        self._missed[question] = 0 if answered else self._missed.get(question, 0) + 1
+        # What was answered and is a question still has not been given: perhaps it was no value, or
+        # came before the bus was read.
+        in_vain = bool(question.once) or not answered
+        self._missed[question] = self._missed.get(question, 0) + 1 if in_vain else 0
         interval_s = max(question.interval_ns / NS_PER_S, MIN_INTERVAL_S)
-        if question.once and answered:
-            interval_s = MAX_INTERVAL_S  # By then it was given, or it was no value.
         waits_s = interval_s * 2 ** min(self._missed[question], 10)
         now_s = time.monotonic()
         self._due[question] = now_s + max(interval_s, min(waits_s, MAX_INTERVAL_S))

@@ -13,7 +13,7 @@ from agent.core.binding import Binding, bind, merge
 from agent.core.dbc import parse_dbc
 from agent.core.mapping import parse_mapping
 from agent.core.model import CAN_EFF_FLAG, NS_PER_S
-from agent.core.obd import Question, questions, request_id
+from agent.core.obd import Answer, Heard, Question, questions, request_id
 from agent.core.plan import compile_plan
 from tests import car
 
@@ -161,3 +161,51 @@ def test_only_answers_of_obd_have_a_request() -> None:
     assert request_id(CAN_EFF_FLAG | 0x18DAF110) == CAN_EFF_FLAG | 0x18DA10F1
     assert request_id(0x18DAF110) is None
     assert request_id(CAN_EFF_FLAG | 0x7E8) is None
+
+
+ASKED = Question(0x7E0, 0x7E8, 1, 0x0D, 0)
+VIN_ASKED = Question(0x7E0, 0x7E8, 9, 2, 0)
+
+
+def heard(question: Question, *frames: str) -> list[Heard]:
+    answer = Answer(question)
+    return [answer.hear(bytes.fromhex(frame)) for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("frames", "meanings"),
+    [
+        (["03410D32AAAAAAAA"], [Heard.WHOLE]),
+        (["06410D320C1AF8AA"], [Heard.WHOLE]),  # Other PIDs are in it too.
+        (["0441" + "0C1AF8" + "AAAAAA"], [Heard.NOTHING]),  # Another PID,
+        (["03490D3200000000"], [Heard.NOTHING]),  # another service,
+        (["21410D3200000000"], [Heard.NOTHING]),  # a part of another answer,
+        (["1014490201314D38"], [Heard.NOTHING]),  # and the beginning of one.
+        (["037F0112AAAAAAAA"], [Heard.REFUSED]),
+        (["037F0912AAAAAAAA"], [Heard.NOTHING]),
+        (["037F0978AAAAAAAA"], [Heard.NOTHING]),
+        (["037F0178AAAAAAAA", "03410D32AAAAAAAA"], [Heard.PENDING, Heard.WHOLE]),
+        (["037F0178AAAAAAAA"] * 6, [Heard.PENDING] * 5 + [Heard.REFUSED]),
+        (["", "03", "0341"], [Heard.NOTHING] * 3),
+    ],
+)
+def test_only_its_own_answer_answers_a_question(frames: list[str], meanings: list[Heard]) -> None:
+    """Frames as SAE J1979 and ISO 15765-2 have them, written out by hand."""
+    assert heard(ASKED, *frames) == meanings
+
+
+def test_an_answer_of_several_frames_is_whole_with_its_last_one() -> None:
+    frames = ["1014490201314D38", "2147444D3941584B", "30000A", "2250303432373838"]
+
+    assert heard(VIN_ASKED, *frames) == [Heard.BEGUN, Heard.NOTHING, Heard.NOTHING, Heard.WHOLE]
+    assert heard(VIN_ASKED, *frames[1:]) == [Heard.NOTHING] * 3
+    assert heard(VIN_ASKED, frames[0], frames[0]) == [Heard.BEGUN, Heard.NOTHING]
+
+
+@given(st.lists(st.binary(max_size=8), max_size=30))
+def test_any_frames_are_borne(frames: list[bytes]) -> None:
+    answer = Answer(ASKED)
+
+    for frame in frames:
+        meaning = answer.hear(frame)
+        assert meaning is not Heard.WHOLE or frame[1:3] == b"\x41\x0d" or answer.is_begun
