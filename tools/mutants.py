@@ -48,7 +48,10 @@ CORE = tuple(
 )
 STORE = tuple(
     f"agent/edge/store/{name}.py"
-    for name in ("store", "consent", "grants", "overlays", "spool", "room", "gaps")
+    for name in (
+        *("store", "consent", "grants", "overlays", "marks", "follower", "spool", "rows", "room"),
+        *("numbers", "gaps", "unstored", "erasure", "offers", "tallies", "upkeep"),
+    )
 )
 TESTS = (
     *(

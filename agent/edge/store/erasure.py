@@ -3,6 +3,7 @@
 Rules:
  * One gap per recipient: nothing of the grant will wait, whatever lies between.
  * Where there is too little room for the log of one transaction the rows go in pieces before it.
+   The first piece brings the gap, so that no number is missing whatever becomes of the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,18 @@ def erase(
             gaps.keep(notes, "erased", at_ns)
             delete()
 
-    db.with_reserve(step, first=lambda: _erase_in_pieces(db, doomed))
+    def in_pieces() -> None:
+        for grant in doomed:
+            while True:
+                with db.transaction():
+                    gaps.keep(notes, "erased", at_ns)
+                    is_left = _erase_piece(db, grant)
+                notes.clear()
+                db.truncate_log()
+                if not is_left:
+                    break
+
+    db.with_reserve(step, first=in_pieces)
 
 
 def _notes(db: Database, doomed: Doomed) -> list[Note]:
@@ -53,13 +65,12 @@ def _notes(db: Database, doomed: Doomed) -> list[Note]:
     return [(g, r, first, last) for g, r, first, last in rows]
 
 
-def _erase_in_pieces(db: Database, doomed: Sequence[Doomed]) -> None:
-    for grant_id, rev in doomed:
-        while db.rows(
-            "DELETE FROM spool WHERE row_id IN (SELECT row_id FROM spool"
-            " WHERE grant_id = ? AND rev = ? LIMIT ?) RETURNING 1",
-            grant_id,
-            rev,
-            PIECE_ROWS,
-        ):
-            db.truncate_log()
+def _erase_piece(db: Database, doomed: Doomed) -> bool:
+    """Erase some rows of a grant; return whether there may be more."""
+    gone = db.rows(
+        "DELETE FROM spool WHERE row_id IN (SELECT row_id FROM spool"
+        " WHERE grant_id = ? AND rev = ? LIMIT ?) RETURNING 1",
+        *doomed,
+        PIECE_ROWS,
+    )
+    return len(gone) == PIECE_ROWS

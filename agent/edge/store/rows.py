@@ -74,14 +74,14 @@ def held(db: Database) -> dict[str, Tally]:
 
 def next_expiry_ns(db: Database) -> int:
     """Return when the first row is to be erased, or NEVER_NS."""
-    row = db.row("SELECT min(expires_ns) FROM spool")
-    return NEVER_NS if row is None or row[0] is None else int(row[0])
+    ((first_ns,),) = db.rows("SELECT coalesce(min(expires_ns), ?) FROM spool", NEVER_NS)
+    return int(first_ns)
 
 
 def newest_ns(db: Database) -> int:
     """Return when the youngest envelope was made, or 0."""
-    row = db.row("SELECT max(created_ns) FROM spool")
-    return 0 if row is None or row[0] is None else int(row[0])
+    ((newest_ns,),) = db.rows("SELECT coalesce(max(created_ns), 0) FROM spool")
+    return int(newest_ns)
 
 
 def tallies(db: Database) -> tuple[SpoolTally, ...]:

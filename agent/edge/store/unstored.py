@@ -44,21 +44,14 @@ class Unstored:
         envelopes = 1 if before is None else before.envelopes + 1
         self._refused[new.grant_id] = _Refused(new.recipient, envelopes, new.created_ns)
 
-    def note(self, grant_id: str) -> tuple[str, int]:
-        """Draw the numbers of a grant's envelopes, as a gap; in a transaction.
+    def note(self, grant_id: str) -> None:
+        """Note the gap of a grant, if something was refused of it; in a transaction.
 
         `forget` is to be called once it is on disk.
-
-        Returns:
-            Recipient and last number; ("", 0) where nothing was refused.
         """
         refused = self._refused.get(grant_id)
-        if refused is None:
-            return "", 0
-        recipient = refused.recipient
-        drawn = [numbers.draw(self._db, grant_id, recipient) for _ in range(refused.envelopes)]
-        self._gaps.keep([(grant_id, recipient, drawn[0], drawn[-1])], "evicted", refused.at_ns)
-        return recipient, drawn[-1]
+        if refused is not None:
+            self._note(grant_id, refused)
 
     def note_all(self, mark: Callable[[str, str, int], None]) -> None:
         """Note the gap of every grant, each in a transaction.
@@ -69,9 +62,9 @@ class Unstored:
         Raises:
             StoreError: The disk still has no room; what was not noted is kept.
         """
-        for grant_id in list(self._refused):
+        for grant_id, refused in self._refused.items():
             with self._db.transaction():
-                mark(grant_id, *self.note(grant_id))
+                mark(grant_id, refused.recipient, self._note(grant_id, refused))
             self.forget([grant_id])
 
     def forget(self, grant_ids: Collection[str]) -> None:
@@ -81,3 +74,10 @@ class Unstored:
     def keep_only(self, grant_ids: Collection[str]) -> None:
         """Let go what was refused of other grants: they have ended, and no number is missed."""
         self._refused = {g: r for g, r in self._refused.items() if g in grant_ids}
+
+    def _note(self, grant_id: str, refused: _Refused) -> int:
+        """Draw the numbers of a grant's envelopes, as a gap; return the last."""
+        recipient = refused.recipient
+        drawn = [numbers.draw(self._db, grant_id, recipient) for _ in range(refused.envelopes)]
+        self._gaps.keep([(grant_id, recipient, drawn[0], drawn[-1])], "evicted", refused.at_ns)
+        return drawn[-1]
