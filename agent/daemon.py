@@ -18,6 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Self
 
@@ -51,7 +52,7 @@ from agent.edge.systemd import Unit
 from agent.edge.uplink import Connected, Uplink
 from agent.errors import AgentError, ConfigError
 from agent.parts import Parts, spool_limits
-from agent.watch import Lane
+from agent.watch import Lane, Movement
 
 if TYPE_CHECKING:
     from agent.edge.obd import ObdPoller
@@ -115,6 +116,7 @@ class Daemon:
         )
         self.uplink = Uplink(parts.uplink, on_event=self._post)
         self._journal = Journal(self._ledger, publish=self.uplink.publish_ledger_head)
+        self._movement = Movement()  # Of the other lanes; the control lane has one of this one.
         self._door = threading.Lock()  # Guards which agent lane gets an event.
         self._held: list[Event] | None = None  # What comes while the agent lane is made anew.
         self._obd = self._poller()
@@ -131,6 +133,7 @@ class Daemon:
             permissions=parts.permissions,
             on_ask=self._post,
             group_id=parts.control_group,
+            on_turn=partial(self._look_at_agent, Movement()),
         )
         self._switch = _file_switch(config, self._on_switch)
         self._note_start(now, config, parts)
@@ -193,7 +196,9 @@ class Daemon:
             AgentError: Another lane died; its traceback is in the log.
         """
         self.agent.turn()
-        dead = [lane.name for lane in self.lanes() if not lane.is_alive]
+        lanes = self.lanes()
+        self._movement.look(lanes, now_s=time.monotonic())
+        dead = [lane.name for lane in lanes if not lane.is_alive]
         if dead:
             raise AgentError(
                 f"lane {', '.join(dead)} died",
@@ -345,11 +350,21 @@ class Daemon:
         return Surroundings(
             version=version("consentry"),
             started_s=self._started_s,
-            lanes=tuple(LaneStatus(lane.name, lane.is_alive) for lane in self.lanes()),
+            lanes=tuple(self._lane_status(lane) for lane in self.lanes()),
             buses=self.buses.status(),
             facts=lambda: facts_of(self.capture.counts()),
             capture=CaptureStatus(self.capture.frames, self.capture.overrun, self.capture.given_up),
         )
+
+    def _lane_status(self, lane: Lane) -> LaneStatus:
+        still_s = self._movement.still_s(lane.name, now_s=time.monotonic())
+        now_s = self._clock().wall_ns / NS_PER_S
+        return LaneStatus(
+            lane.name, lane.is_alive, None if still_s is None else int(now_s - still_s)
+        )
+
+    def _look_at_agent(self, movement: Movement) -> None:
+        movement.look([Lane("agent", True, self.agent.turns)], now_s=time.monotonic())
 
     def _on_switch(self, is_private: bool) -> None:  # noqa: FBT001 - the switches' callback
         self._post(Switched(is_private))

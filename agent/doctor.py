@@ -199,8 +199,12 @@ def _agent(socket: Path) -> Iterator[Check]:
 
 def _running(status: StatusReport) -> Iterator[Check]:
     dead = [lane.name for lane in status.lanes if not lane.is_alive]
+    still = [lane.name for lane in status.lanes if lane.still_since_s is not None]
     if dead:
         text, hint = f"lane {', '.join(dead)} is dead", "its log says why"
+        yield Check("agent", Verdict.FAIL, text, hint)
+    elif still:
+        text, hint = f"lane {', '.join(still)} stands still", "systemd soon starts it again"
         yield Check("agent", Verdict.FAIL, text, hint)
     else:
         yield Check("agent", Verdict.OK, f"consentry {status.version} runs, all lanes move")

@@ -1,5 +1,6 @@
 """A CAN adapter of python-can that does what a script says: the peer of tests of adapters."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from typing import Any
 import can
 import pytest
 
-Step = can.Message | Exception | None
+Step = can.Message | Exception | threading.Event | None
 
 
 class Script:
@@ -16,7 +17,8 @@ class Script:
 
     Attributes:
         openings: For each, what comes by `recv`; an exception is raised, by the opening itself
-            where it stands instead of a list. Behind the last, the last one's channel is silent.
+            where it stands instead of a list; with an event it hangs until that is set. Behind the
+            last, the last one's channel is silent.
         opened_s: When each opening was tried, as by time.monotonic.
     """
 
@@ -54,6 +56,9 @@ class ScriptedBus(can.BusABC):
         step = self._steps.popleft()
         if isinstance(step, Exception):
             raise step
+        if isinstance(step, threading.Event):
+            step.wait()
+            return None, False
         return step, False
 
 

@@ -10,7 +10,7 @@ from agent.cli.asking import asked, asks_the_agent, stop_told
 from agent.cli.output import counted, size, table, write_json
 from agent.core.ask import Status
 from agent.core.standing import EVERY_GRANT
-from agent.core.status import StatusReport, parse_status
+from agent.core.status import LaneStatus, StatusReport, parse_status
 from agent.core.telling import moment, span
 
 _COLOURS = {
@@ -108,8 +108,7 @@ def drawn(status: StatusReport) -> Iterable[str]:
         soon = {"certificate-ended": "ended", "certificate-ends-soon": "ends soon"}
         words = [_shown(soon[word]) for word in status.warnings if word in soon]
         yield _row("identity", f"certificate until {moment(ends_s)}", *words)
-    lanes = (f"{lane.name} {_shown('ok' if lane.is_alive else 'dead')}" for lane in status.lanes)
-    yield _row("lanes", ", ".join(lanes))
+    yield _row("lanes", ", ".join(_lane(lane, status.now_s) for lane in status.lanes))
     capture = status.capture
     yield _row(
         "capture",
@@ -153,6 +152,12 @@ def drawn(status: StatusReport) -> Iterable[str]:
         ],
         style=_shown,
     )
+
+
+def _lane(lane: LaneStatus, now_s: int) -> str:
+    if not lane.is_alive or lane.still_since_s is None:
+        return f"{lane.name} {_shown('ok' if lane.is_alive else 'dead')}"
+    return f"{lane.name} {_bad(f'still for {span(max(0, now_s - lane.still_since_s))}')}"
 
 
 def _errors(kinds: Mapping[str, int]) -> str:

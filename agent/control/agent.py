@@ -29,7 +29,7 @@ from agent.control.journal import Journal
 from agent.control.keys import tell_certificate
 from agent.control.local import Local
 from agent.control.publisher import ERASE_ROWS, Publisher
-from agent.control.report import Surroundings, health, status_report
+from agent.control.report import Surroundings, health, status_report, told_soon
 from agent.control.sealer import Sealer
 from agent.core.admission import Admission
 from agent.core.clock import Moment, Reading
@@ -113,7 +113,7 @@ class Agent:
         self._clock = clock
         self._look = look
         self._told_ns: int | None = None  # When the counters were published last,
-        self._told_buses: dict[str, str] = {}  # and how the buses were then.
+        self._told_standing: object = None  # and how buses and lanes were then.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._ticked_ns = 0
         self._certificate_ends_s: int | None = None  # Of the certificate told last.
@@ -312,16 +312,18 @@ class Agent:
             tell_certificate(self._store, self._journal, ends_s=ends_s, now_ns=now.now_ns)
 
     def _tell_health(self, now: Moment) -> None:
-        """Publish the counters: when connected, once a minute, and soon after a bus has changed."""
+        """Publish the counters: when connected, once a minute, soon after a bus or lane changed."""
         if not self._publisher.is_up:
             return
         told_ns, passed_ns = self._told_ns, now.boot_ns - (self._told_ns or 0)
         if told_ns is not None and passed_ns < HEALTH_CHANGED_S * NS_PER_S:
             return
-        buses = {bus.name: bus.state for bus in self._look().buses}
-        is_due = told_ns is None or passed_ns >= HEALTH_S * NS_PER_S or buses != self._told_buses
+        standing = told_soon(self._look())
+        is_due = (
+            told_ns is None or passed_ns >= HEALTH_S * NS_PER_S or standing != self._told_standing
+        )
         if is_due and self._uplink.publish_health(health(self._status())):
-            self._told_ns, self._told_buses = now.boot_ns, buses
+            self._told_ns, self._told_standing = now.boot_ns, standing
 
     def _status(self) -> StatusReport:
         return status_report(

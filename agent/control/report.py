@@ -49,6 +49,12 @@ class Surroundings:
     capture: CaptureStatus = field(default_factory=CaptureStatus)
 
 
+def told_soon(around: Surroundings) -> tuple[dict[str, str], frozenset[str]]:
+    """Return what health tells within seconds: how buses are, and which lanes stand still."""
+    still = frozenset(lane.name for lane in around.lanes if lane.still_since_s is not None)
+    return {bus.name: bus.state for bus in around.buses}, still
+
+
 def health(status: StatusReport) -> bytes:
     """Return the counters that the platform gets: nothing of them tells of ungranted traffic."""
     policy = status.policy
@@ -69,6 +75,11 @@ def health(status: StatusReport) -> bytes:
             "stopped": bool(status.stops),
             "counts": dict(sorted(status.counts.items())),
             "buses": {bus.name: bus.state for bus in status.buses},
+            "still": {
+                lane.name: lane.still_since_s
+                for lane in status.lanes
+                if lane.still_since_s is not None
+            },
             "certificate_ends_s": status.certificate_ends_s,
             "warnings": list(status.warnings),
         },

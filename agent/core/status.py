@@ -15,10 +15,15 @@ CERTIFICATE_WARN_S = 30 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
-    """One thread of the agent."""
+    """One thread of the agent.
+
+    Attributes:
+        still_since_s: Since when it stands still though it is alive; None while it moves.
+    """
 
     name: str
     is_alive: bool
+    still_since_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +185,7 @@ class StatusReport:
         found = {
             "certificate-ended": left_s is not None and left_s <= 0,
             "certificate-ends-soon": left_s is not None and 0 < left_s <= CERTIFICATE_WARN_S,
+            "lane-still": any(lane.still_since_s is not None for lane in self.lanes),
             "ledger-refused": bool(self.disk.ledger_fault or self.disk.ledger_lost),
             "spool-unusable": bool(self.disk.spool_fault),
             "state-set-aside": bool(self.disk.set_aside),

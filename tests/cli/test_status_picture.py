@@ -53,3 +53,7 @@ def test_the_end_of_the_certificate_is_shown_and_warned_of(left_s: int, behind: 
 def test_what_a_controller_complained_of_is_shown_by_kind() -> None:
     """Bus errors without end and no frame: the bit rate is wrong."""
     assert " 4 (bus-error 4) " in lines(REPORT)["powertrain"]
+
+
+def test_a_lane_that_stands_still_is_shown_with_for_how_long() -> None:
+    assert lines(REPORT)["lanes"] == "capture still for 20 s, network dead"

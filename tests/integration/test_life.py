@@ -1,6 +1,8 @@
 """Start, reload and stop: in one process on a virtual bus, and as a process of its own."""
 
+import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -14,13 +16,19 @@ from typing import Any
 
 import pytest
 
+from agent import watch
 from agent.cloud.keys import make_device_key
-from agent.core.model import Sample
+from agent.control.agent import HEALTH_CHANGED_S
+from agent.core.ask import Status
+from agent.core.model import NS_PER_S, Sample
+from agent.core.status import StatusReport, parse_status
 from agent.daemon import STOP_S
 from agent.demo.judge import Auditor
+from agent.edge.control_client import ask
 from agent.edge.ledger import read_entries
 from agent.errors import AgentError, ConfigError, DbcError, LedgerError, PolicyRejected
 from tests import car
+from tests.adapter import Script, plug_in
 from tests.cloud import VEHICLE, Cloud
 from tests.rig import Rig, data_of, wait_for
 
@@ -253,6 +261,86 @@ def test_a_bus_that_changes_is_opened_anew(rig: Rig, cloud: Cloud, auditor: Audi
             "bus can0",
         ]
         assert all(lane.is_alive for lane in daemon.lanes())
+
+
+def test_a_lane_that_hangs_is_named_by_status_health_and_log(
+    rig: Rig,
+    cloud: Cloud,
+    auditor: Auditor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An adapter that does not come back from a call."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(
+        watch, "STILL_S", 2.2
+    )  # Twice what a turn takes; idle lanes may be named, too.
+    plug_in(monkeypatch, "pcan")
+    rig.rights = {"may_look": [pwd.getpwuid(os.geteuid()).pw_name]}
+    rig.more_buses = [
+        {
+            "name": "body",
+            "interface": "pcan",
+            "channel": rig.channel,
+            "dbc": [str(rig.dbcs[0])],
+            "mapping": str(rig.mapping),
+        }
+    ]
+    hangs = threading.Event()
+    script = Script(rig.channel, [hangs])
+    with rig.running():
+        consent(rig, cloud, auditor)
+        wait_for("the call", lambda: script.opened_s)
+        caplog.clear()
+        wait_for("the log", lambda: ("lane stands still", "bus body") in named(caplog))
+        (body,) = [x for x in asked(rig).lanes if x.name == "bus body"]
+        rig.clock.now_ns += HEALTH_CHANGED_S * NS_PER_S
+        wait_for("health", lambda: any("bus body" in h["still"] for h in healths(auditor)[-1:]))
+        told = healths(auditor)[-1]
+        caplog.clear()
+        hangs.set()
+        wait_for("it to move", lambda: ("lane moves again", "bus body") in named(caplog))
+        rig.clock.now_ns += HEALTH_CHANGED_S * NS_PER_S
+        wait_for("health", lambda: "bus body" not in healths(auditor)[-1]["still"])
+
+    assert body.is_alive
+    assert body.still_since_s is not None
+    assert 1 <= rig.clock.now_ns // NS_PER_S - body.still_since_s <= 30
+    assert "lane-still" in told["warnings"]
+
+
+def test_an_agent_lane_that_hangs_is_named_by_the_control_lane(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that does not come back from a call. Nobody else would say so before the watchdog."""
+    monkeypatch.setattr(watch, "STILL_S", 0.5)
+    back = threading.Event()
+    with rig.running() as daemon:
+        hung = threading.Thread(target=rig.inside, args=(daemon, back.wait))
+        hung.start()
+
+        def told() -> bool:
+            with socket.socket(socket.AF_UNIX) as link:
+                link.connect(str(rig.socket))  # Which wakes the control lane.
+            return ("lane stands still", "agent") in named(caplog)
+
+        try:
+            wait_for("the log", told)
+        finally:
+            back.set()
+            hung.join()
+
+
+def named(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(r.message, r.__dict__["lane"]) for r in caplog.records if "lane" in r.__dict__]
+
+
+def asked(rig: Rig) -> StatusReport:
+    return parse_status(ask(rig.socket, Status()))
+
+
+def healths(auditor: Auditor) -> list[Any]:
+    return [json.loads(i.payload) for i in auditor.seen() if i.topic.endswith("/health")]
 
 
 TOML = """

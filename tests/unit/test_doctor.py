@@ -237,6 +237,12 @@ def test_a_broker_that_is_not_there_is_told(folder: Path) -> None:
             Verdict.FAIL,
             "lane network is dead",
         ),
+        (
+            replace(HEALTHY, lanes=(LaneStatus("bus can0", True, still_since_s=0),)),
+            "agent",
+            Verdict.FAIL,
+            "lane bus can0 stands still",
+        ),
         (replace(HEALTHY, uplink="down"), "agent", Verdict.WARN, "no connection"),
         (replace(HEALTHY, policy=None), "policy", Verdict.WARN, "no policy has come yet"),
         (replace(HEALTHY, now_s=1_798_060_800), "policy", Verdict.WARN, "it expired 2026-12-23"),

@@ -81,7 +81,7 @@ class _Client:
 class ControlSocket:
     """Listens in a thread of its own. `start` once, `close` as often as you like."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what two other lanes want of it
         self,
         path: Path,
         *,
@@ -89,6 +89,7 @@ class ControlSocket:
         on_ask: Callable[[Ask], None],
         group_id: int | None = None,
         answer_s: float = ANSWER_S,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -98,12 +99,14 @@ class ControlSocket:
             on_ask: Gets what was permitted, in this lane's thread; must not block.
             group_id: The file's group, or None: that of the process.
             answer_s: How long `on_ask`'s side may take.
+            on_turn: Called in this lane's thread, at least every `IDLE_S`; must not block.
         """
         self._path = path
         self._permissions = permissions
         self._on_ask = on_ask
         self._group_id = group_id
         self._answer_s = answer_s
+        self._on_turn = on_turn
         self._clients: dict[int, _Client] = {}
         self._replies: queue.SimpleQueue[tuple[_Client, bytes]] = queue.SimpleQueue()
         self._selector = selectors.DefaultSelector()
@@ -178,6 +181,7 @@ class ControlSocket:
             if self._clients.get(client.link.fileno()) is client and not client.left:
                 self._begin_to_write(client, reply)
         self._look_at_the_time()
+        self._on_turn()
         if not self._is_ours():
             raise AgentError(f"the control socket {self._path} is gone, or another's now")
         self.turns += 1
@@ -270,7 +274,10 @@ class ControlSocket:
             if client.left:
                 self._drop(client)
             elif client.asked:
-                silent = {"error": "the agent does not answer", "hint": "its log may say why"}
+                silent = {
+                    "error": f"the agent lane does not answer within {self._answer_s:g} s",
+                    "hint": "its log may say why; if it stands still, systemd starts it again",
+                }
                 self._begin_to_write(client, _line(silent))
             else:
                 self._refuse(client, f"no whole line came within {READ_S:.0f} s", None)

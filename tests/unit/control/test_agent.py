@@ -19,7 +19,7 @@ from agent.core.ledgerevent import Fact
 from agent.core.model import NS_PER_S
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
-from agent.core.status import BusStatus, CaptureStatus, StatusReport
+from agent.core.status import BusStatus, CaptureStatus, LaneStatus, StatusReport
 from agent.edge.ledger import Ledger, read_entries
 from agent.edge.store import SpoolLimits, Store
 from agent.edge.uplink import (
@@ -334,6 +334,16 @@ def test_the_platform_hears_of_a_certificate_that_ends(lane: Lane) -> None:
 
     assert ending["warnings"] == ["certificate-ends-soon"]
     assert ending["certificate_ends_s"] == status.now_s + 86_400
+
+
+def test_the_platform_hears_which_lane_stands_still_and_since_when(lane: Lane) -> None:
+    status = lane.agent._status()
+    lanes = (LaneStatus("capture", True), LaneStatus("bus can0", True, still_since_s=1_800_000_000))
+    to_platform = json.loads(health(replace(status, lanes=lanes)))
+
+    assert to_platform["still"] == {"bus can0": 1_800_000_000}
+    assert to_platform["warnings"] == ["lane-still"]
+    assert json.loads(health(status))["still"] == {}
 
 
 def test_batches_that_came_in_a_row_are_one_commit(lane: Lane, cloud: Cloud) -> None:

@@ -30,7 +30,10 @@ REPORT = StatusReport(
     now_s=1_795_476_300,
     is_time_known=True,
     policy=PolicyStatus(epoch=1, ver=42, iat_s=1_795_468_800, until_s=1_798_060_800),
-    lanes=(LaneStatus("capture", is_alive=True), LaneStatus("network", is_alive=False)),
+    lanes=(
+        LaneStatus("capture", is_alive=True, still_since_s=1_795_476_280),
+        LaneStatus("network", is_alive=False),
+    ),
     buses=(
         BusStatus("powertrain", "active", 1_234_567, 2, 30, {"bus-error": 4}, 1_795_476_297),
         BusStatus("body", "idle", 0, 0),
@@ -109,6 +112,7 @@ def test_a_report_of_another_version_is_an_error_with_advice(members: dict[str, 
         ({"certificate_ends_s": REPORT.now_s + CERTIFICATE_WARN_S}, ("certificate-ends-soon",)),
         ({"certificate_ends_s": REPORT.now_s + 1}, ("certificate-ends-soon",)),
         ({"certificate_ends_s": REPORT.now_s}, ("certificate-ended",)),
+        ({"lanes": REPORT.lanes}, ("lane-still",)),
         ({"disk": DiskStatus(ledger_lost=1)}, ("ledger-refused",)),
         ({"disk": DiskStatus(ledger_fault="EROFS")}, ("ledger-refused",)),
         ({"disk": DiskStatus(spool_fault="no")}, ("spool-unusable",)),
@@ -118,7 +122,7 @@ def test_a_report_of_another_version_is_an_error_with_advice(members: dict[str, 
 def test_what_somebody_must_look_after_is_a_word(
     changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    well = replace(REPORT, disk=DiskStatus())
+    well = replace(REPORT, disk=DiskStatus(), lanes=())
 
     assert replace(well, **changes).warnings == words
 
