@@ -31,6 +31,7 @@ TRUCKS = [
     "j1939_ecm_bench/normal_operations_demo2.log.gz",
 ]
 CHARGE = "Vehicle.Powertrain.TractionBattery.StateOfCharge.Displayed"
+VIN = "Vehicle.VehicleIdentification.VIN"
 RPM = "Vehicle.Powertrain.CombustionEngine.Speed"
 
 logging.getLogger("isotp").setLevel(logging.CRITICAL)
@@ -211,6 +212,41 @@ def test_a_speed_in_a_group_of_40_bytes_is_what_cantools_reads(
     assert replayed(bound(said, RPM, leaf), read_log(captures / TRUCKS[0])) == wanted
     assert len(wanted) >= 10
     assert replayed(bound(file, RPM, leaf), read_log(captures / TRUCKS[0])) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "mapping", "dbcs"),
+    [
+        (OBD, "obd2_gnss.vspec", ["obd2.dbc", "obd2_answers.dbc"]),
+        (TRUCKS[2], "j1939_truck.vspec", ["j1939.dbc"]),
+    ],
+)
+def test_a_recorded_vin_is_what_a_naive_reading_finds(
+    log: str, mapping: str, dbcs: list[str], captures: Path
+) -> None:
+    """Under its grant; under all others nothing. The numbers are real: none is printed."""
+    made = bind(
+        parse_mapping((car.ROOT / "config/vehicles" / mapping).read_bytes(), name=mapping),
+        [parse_dbc((car.ROOT / "dbc" / name).read_bytes(), name=name) for name in dbcs],
+        car.catalogue(),
+        bus=None,
+        any_bus=True,
+    )
+    if log == OBD:
+        answers = by_can_isotp(of_id(captures, log, 0x7E8))
+        wanted = {answer[3:].decode() for answer in answers if answer[:3] == b"\x49\x02\x01"}
+    else:
+        groups = naive_groups(read_log(captures / log))
+        wanted = {data.split(b"*")[0].decode() for _, pgn, _, data in groups if pgn == 65260}
+    taken = []
+    for scope in ("read_vin", "read_vehicle_info"):
+        replay = Replay(car.policy({"g": {scope: {}}}), car.catalogue(), made)
+        replay.feed(list(read_log(captures / log)))
+        replay.finish()
+        taken.append([s.value for s in replay.samples() if s.path == VIN])
+
+    is_the_same = set(taken[0]) == wanted
+    assert (is_the_same, len(wanted), list(map(len, taken))) == (True, 1, [1, 0])
 
 
 @pytest.mark.parametrize("seed", range(3))
