@@ -10,19 +10,24 @@ Rules:
  * Passive: nothing is answered. What the true receiver accepts is what is put together here.
  * A consecutive frame with another number than the next one ends its message, as the standard's
    receiver does (ISO 15765-2 9.6.5.3); nothing is made of the rest.
- * Time is that of the frames. A message whose next frame is later than N_Cr has ended.
+ * Time is that of the frames. A message whose next frame is later than N_Bs and N_Cr together has
+   ended: so long the receiver may take to let the sender go on, and the sender to do so. Where it
+   asks the sender to wait, longer than that is given up here; flow controls are not seen.
  * No more is kept than somebody wants: the rest of a long message is counted, not stored.
 """
 
 from agent.core.model import NS_PER_MS
 
-N_CR_NS = 1000 * NS_PER_MS  # ISO 15765-2 table 16: time until the next consecutive frame.
+# ISO 15765-2 table 16: time until a flow control, and from it until the next consecutive frame.
+N_BS_NS = 1000 * NS_PER_MS
+N_CR_NS = 1000 * NS_PER_MS
+LONGEST_GAP_NS = N_BS_NS + N_CR_NS
 _CLASSIC_BYTES = 8
 _LONG_LENGTH = 4095  # The most that 12 bits of length can say.
 
 
 class IsoTpReassembly:
-    """The messages of one identifier, and one target address where there is one."""
+    """The messages of one identifier, and of one address in the frames where there is one."""
 
     __slots__ = (
         *("_address", "_at", "_chunk", "_keep", "_kept", "_last_ns", "_length", "_next"),
@@ -34,7 +39,8 @@ class IsoTpReassembly:
 
         Args:
             keep: Bytes of a message that somebody wants.
-            address: With extended addressing: the first byte of the frames that count.
+            address: With extended addressing the target address, with mixed addressing the address
+                extension: the first byte of the frames that count.
             with_length: A message begins with the low byte of its length, so that its bytes stand
                 where they stand in a single frame; that byte counts for `keep`.
         """
@@ -109,7 +115,7 @@ class IsoTpReassembly:
             return None
         chunk = data[start + 1 : start + 1 + self._length - self._at]
         whole = len(chunk) >= min(self._chunk, self._length - self._at)
-        in_time = t_ns - self._last_ns <= N_CR_NS
+        in_time = t_ns - self._last_ns <= LONGEST_GAP_NS
         if not in_time or data[start] & 0xF != self._next or not whole:
             self._end()
             return None

@@ -13,6 +13,8 @@ Rules:
    announcement between the same two ends the old one (5.10.3.1), wanted or not: the packets that
    follow are its own.
  * Only announcements of wanted groups open a session; packets without one are not looked at.
+ * What a receiver lets the sender go on from, or asks for again, is a packet that came by or the
+   next one; beyond that a packet was missed here.
  * A broadcast that misses a packet cannot be completed. In a connection the receiver may ask for
    packets again, and what is sent again counts.
  * A packet that comes twice at once counts once; any other out of turn ends a broadcast. So packets
@@ -60,7 +62,9 @@ def _identifier(pgn: int, can_id: int, priority: int) -> int:
 class _Session:
     """One announced message."""
 
-    __slots__ = ("data", "expected", "is_broadcast", "last_ns", "packets", "pgn", "priority")
+    __slots__ = (
+        *("came", "data", "expected", "is_broadcast", "last_ns", "packets", "pgn", "priority"),
+    )
 
     def __init__(self, t_ns: int, pgn: int, size: int, *, priority: int, broadcast: bool) -> None:
         self.pgn = pgn
@@ -69,6 +73,7 @@ class _Session:
         self.data = bytearray(size)
         self.packets = -(-size // _PACKET)
         self.expected = 1
+        self.came = 0  # Packets from the first one on that came by without a gap.
         self.last_ns = t_ns
 
     def is_late(self, t_ns: int) -> bool:
@@ -152,7 +157,7 @@ class J1939Reassembly:
         if session is None or session.is_broadcast:
             return
         # Another group: its announcement was missed. A later packet: one did not come by here.
-        if session.pgn != pgn or session.is_late(t_ns) or (count and first > session.expected):
+        if session.pgn != pgn or session.is_late(t_ns) or (count and first > session.came + 1):
             self._give_up(key, None)
             return
         session.last_ns = t_ns
@@ -178,9 +183,10 @@ class J1939Reassembly:
             self._give_up(key, None)
             return None
         session.data[at : at + len(packet)] = packet
+        session.came = max(session.came, number)
         session.expected += 1
         session.last_ns = t_ns
-        if session.expected <= session.packets:
+        if session.came < session.packets:
             return None
         del self._sessions[key]
         return _identifier(session.pgn, can_id, session.priority), bytes(session.data)

@@ -19,7 +19,8 @@ JSON or YAML tree with `children`. The leaf's keys are those of KUKSA's CAN prov
         valid: [0, 250]           in the catalogue's unit; outside is dropped
         transport: isotp          the DBC describes a message that ISO 15765-2 carries, from its
                                   first byte on; isotp-length: from the low byte of its length on
-        address: 0xF1             with transport: the target address of extended addressing
+        address: 0xF1             with transport: the target address of extended addressing, or the
+                                  address extension of mixed addressing
         text: vin                 the signal's bytes are the characters of a text path: ascii, vin
 
 Rules:
@@ -73,7 +74,8 @@ class IsoTp:
 
     Attributes:
         with_length: The DBC's byte 0 is the low byte of the length, as in a single frame.
-        address: The target address that frames begin with; None: normal addressing.
+        address: The target address, or address extension, that frames begin with; None: normal
+            addressing.
     """
 
     with_length: bool

@@ -342,7 +342,7 @@ class _Naive:
         if kind == 2 and self._length:
             rest = self._length - len(self._message)
             part = data[1 : 1 + rest]
-            late = t_ns - self._last_ns > 10**9
+            late = t_ns - self._last_ns > 2 * 10**9
             if late or low != self._next or len(part) < min(rest, self._chunk):
                 self._length = 0
                 return None

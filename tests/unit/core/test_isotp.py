@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.core.isotp import N_CR_NS, IsoTpReassembly
+from agent.core.isotp import LONGEST_GAP_NS, N_BS_NS, N_CR_NS, IsoTpReassembly
 
 MS = 1_000_000
 EVERYTHING = 10**6
@@ -136,10 +136,59 @@ def test_any_bytes_are_borne(frames: list[bytes], address: int | None) -> None:
 def test_a_message_whose_next_frame_is_late_has_ended() -> None:
     frames = frames_of(bytes(range(20)))
 
-    assert put_together(IsoTpReassembly(keep=99), frames, N_CR_NS) == [bytes(range(20))]
+    assert put_together(IsoTpReassembly(keep=99), frames, LONGEST_GAP_NS) == [bytes(range(20))]
     late = IsoTpReassembly(keep=99)
-    assert put_together(late, frames, N_CR_NS + 1) == []
+    assert put_together(late, frames, LONGEST_GAP_NS + 1) == []
     assert late.broken == 1
+
+
+@pytest.mark.parametrize("slow_frame", [1, 2])
+def test_a_receiver_may_let_the_sender_wait_after_the_first_frame_and_after_a_block(
+    slow_frame: int,
+) -> None:
+    """ISO 15765-2 table 16: N_Cr begins with the flow control, which comes before N_Bs is over."""
+    line = IsoTpReassembly(keep=99)
+    t_ns, made = 0, []
+    for index, frame in enumerate(frames_of(bytes(range(20)))):
+        t_ns += N_BS_NS - MS + N_CR_NS - MS if index == slow_frame else 10 * MS
+        made.append(line.feed(t_ns, frame))
+
+    assert made[-1] == bytes(range(20))
+
+
+@pytest.mark.parametrize("length", [1, 6, 7, 20, 4095])
+@pytest.mark.parametrize("kind", ["Mixed_11bits", "Mixed_29bits", "NormalFixed_29bits"])
+def test_what_can_isotp_sends_with_other_addressing_is_put_together(kind: str, length: int) -> None:
+    mode = isotp.AddressingMode[kind]
+    extension = None if kind == "NormalFixed_29bits" else 0x3A
+    addresses: dict[str, Any] = {"target_address": 0xF1, "source_address": 0x10}
+    if kind == "Mixed_11bits":
+        addresses = {"txid": 0x7E8, "rxid": 0x7E0}
+    if extension is not None:
+        addresses["address_extension"] = extension
+    message = bytes(index * 7 & 0xFF for index in range(length))
+    sent: list[isotp.CanMessage] = []
+    inbox: deque[isotp.CanMessage] = deque()
+    where = isotp.Address(mode, **addresses)
+    sender = isotp.TransportLayerLogic(
+        lambda _=0: inbox.popleft() if inbox else None, sent.append, where, params=PARAMS
+    )
+    sender.send(message)
+    sender.process()
+    if length > 6:  # Let it go on, as the receiver does.
+        answer_id = 0x7E0 if kind == "Mixed_11bits" else where.get_rx_arbitration_id()
+        go_on = bytes([*([extension] if extension is not None else []), 0x30, 0, 0])
+        inbox.append(
+            isotp.CanMessage(
+                arbitration_id=answer_id, data=go_on, extended_id=kind != "Mixed_11bits"
+            )
+        )
+    for _ in range(700):
+        sender.process()
+
+    ours = IsoTpReassembly(keep=EVERYTHING, address=extension)
+
+    assert put_together(ours, [bytes(frame.data) for frame in sent]) == [message]
 
 
 def test_a_consecutive_frame_that_lacks_bytes_ends_the_message() -> None:

@@ -203,6 +203,17 @@ def test_a_receiver_may_ask_for_a_packet_again() -> None:
     assert [m for _, m in put_together(everything(), lost)] == [bytes(range(20))]
 
 
+def test_a_receiver_may_ask_for_one_packet_again_and_go_on_behind_what_it_has() -> None:
+    """SAE J1939-21 5.10.2.4, 5.10.3: it lost the second of three and needs no other of them."""
+    announced, cleared, *packets = sent(PEER, 0x17, 0x42, bytes(range(40)), window=3)[:5]
+    rest = [f for f in sent(PEER, 0x17, 0x42, bytes(range(40))) if is_packet(f)][3:]
+    again = (cleared[0], b"\x11\x01\x02" + cleared[1][3:])
+    go_on = (cleared[0], b"\x11\x03\x04" + cleared[1][3:])
+    frames = [announced, cleared, *packets[:3], again, packets[1], go_on, *rest]
+
+    assert [m for _, m in put_together(everything(), frames)] == [bytes(range(40))]
+
+
 def test_a_receiver_that_has_more_than_came_by_here_ends_the_message() -> None:
     frames = sent(PEER, 0x17, 0x42, bytes(40), window=2)
     without_first = [frame for frame in frames if not (is_packet(frame) and number(frame) == 1)]
