@@ -294,11 +294,13 @@ def _kept(broker: Broker) -> Iterator[None]:
         yield
 
 
-def _settle(vehicle: Vehicle, found: Callable[[], bool]) -> None:
-    """Wait until something is so, and nothing was sealed or delivered for a while."""
+def _settle(
+    vehicle: Vehicle, found: Callable[[], bool], received: Callable[[], int] = lambda: 0
+) -> None:
+    """Wait until something is so, and nothing was sealed, delivered or received for a while."""
 
-    def seen() -> tuple[int, int]:
-        return vehicle.gauges[SEALED], vehicle.gauges[DELIVERED]
+    def seen() -> tuple[int, int, int]:
+        return vehicle.gauges[SEALED], vehicle.gauges[DELIVERED], received()
 
     before, since_s = seen(), time.monotonic()
 
@@ -331,6 +333,8 @@ def _catch_up(scene: Scene, broker: Broker, fleet: Peer, figures: Figures) -> No
     assert scene.waiting() == {"gr_lapsing": lapsed}
     scene.renew()
     vehicle.wait(lambda: vehicle.gauges[SPOOLED] == 0, WAIT_S)
+    # The broker has all; the recipient may still be getting it.
+    _settle(vehicle, lambda: True, lambda: len(fleet.messages))
     figures.most_in_a_second = _busiest([m.timestamp for m in fleet.messages[first:]])
 
 
