@@ -8,15 +8,16 @@ Rules:
    counts as a frame of that moment.
  * What enters the window of an aggregate is no sample. A window gives its samples when a granted
    frame or a tick shows that it is over, and at stop what it holds by then.
- * A batch holds one grant. It closes by age or by count, when the plan is swapped and at stop; age
-   counts from its first sample, in sample time, so that what is in a batch depends on granted
-   samples alone.
+ * A batch holds one grant. It closes by age or by count, when the plan is swapped and at stop. All
+   that close by age do so at the same moments, in sample time, `max_age_ns` apart and given
+   beforehand, so that what is in a batch depends on granted samples alone.
  * Swapping the plan hands over the open batches of grants that go on, and what their windows hold
    where the plan gives the path no more; it drops those of grants that ended or changed, and every
    value of theirs. The time rule goes on over a swap: a new policy is no reason to take a sample
    early.
 """
 
+import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -35,6 +36,7 @@ __all__ = ["DEFAULT_MAX_AGE_NS", "DEFAULT_MAX_SAMPLES", "OnSample", "Pipeline", 
 
 DEFAULT_MAX_AGE_NS = 60 * NS_PER_S
 DEFAULT_MAX_SAMPLES = 50_000  # About 10 MB of Python values; a dense bus at full rate in a minute.
+NEVER_NS = 1 << 100  # After any time.
 _GATE_CACHE = (
     8192  # Ids whose answer is kept per bus; babbling ids beyond it are looked up each time.
 )
@@ -46,11 +48,12 @@ OnSample = Callable[[Take, int, Value], None]
 class Pipeline:
     """The gate and what follows it, for one vehicle. Used by one thread at a time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, by keyword
         self,
         plan: Plan | None = None,
         *,
         max_age_ns: int = DEFAULT_MAX_AGE_NS,
+        phase_ns: int = 0,
         max_samples: int = DEFAULT_MAX_SAMPLES,
         once_taken: AbstractSet[tuple[str, str]] = frozenset(),
         on_sample: OnSample | None = None,
@@ -59,14 +62,17 @@ class Pipeline:
 
         Args:
             plan: What may be taken; None: nothing.
-            max_age_ns: A batch closes when a sample or a tick is this much later than its first
-                sample.
+            max_age_ns: Batches close when a sample or a tick reaches a multiple of this.
+            phase_ns: How much later than that; what tells vehicles apart keeps a fleet from sending
+                at once.
             max_samples: A batch closes at this many samples.
             once_taken: (grant id, path) of `once` paths that were taken before this pipeline began.
             on_sample: Called for each sample with the take, its time in ns before it is rounded to
                 ms, and the value; of an aggregate's window with its start.
         """
-        self._max_age_ns = max_age_ns
+        self._max_age_ns = max(1, max_age_ns)
+        self._closed_ns = -NEVER_NS  # When batches closed by age last.
+        self._phase_ns = phase_ns
         self._max_samples = max_samples
         self._once_taken = set(once_taken)
         self._on_sample = on_sample
@@ -94,6 +100,16 @@ class Pipeline:
     def given_up(self) -> int:
         """Messages of transport protocols that could not be put together; it stays on the board."""
         return self._joints.given_up
+
+    @property
+    def has_closed(self) -> bool:
+        """Whether `drain` would return anything."""
+        return bool(self._closed)
+
+    @property
+    def closes_ns(self) -> int:
+        """When the open batches close by age; `NEVER_NS` where none is open."""
+        return min((b.closes_ns for b in self._batches.values() if b.count), default=NEVER_NS)
 
     @property
     def is_waiting(self) -> bool:
@@ -177,7 +193,23 @@ class Pipeline:
         self._release(min(t_ns, self._plan.until_ns - 1))
         for batch in self._batches.values():
             if batch.count and t_ns >= batch.closes_ns:
+                self._closed_ns = batch.closes_ns
                 self._close(batch)
+
+    def close_at(self, closes_ns: int) -> None:
+        """Take what is due before a moment at which batches close by age, and close them."""
+        self._release(min(closes_ns, self._plan.until_ns) - 1)
+        self._closed_ns = closes_ns
+        self.close()
+
+    def next_close_ns(self, t_ns: int) -> int:
+        """Return when a batch closes by age whose first sample comes at `t_ns`.
+
+        What comes a little late, from a bus that lags behind, waits with what comes now.
+        """
+        if 0 < self._closed_ns - t_ns <= self._max_age_ns:
+            t_ns = self._closed_ns
+        return t_ns + self._max_age_ns - (t_ns - self._phase_ns) % self._max_age_ns
 
     def stop(self) -> None:
         """Send what open windows hold and close every batch; what is held and not due is let go."""
@@ -277,10 +309,12 @@ class Pipeline:
         """Take a sample that came at `now_ns` and carries the time `t_ns`."""
         batch = track.batch
         if batch.count == 0:
-            batch.closes_ns = now_ns + self._max_age_ns
+            batch.closes_ns = self.next_close_ns(now_ns)
         elif now_ns >= batch.closes_ns or batch.count >= self._max_samples:
+            if now_ns >= batch.closes_ns:
+                self._closed_ns = batch.closes_ns
             self._close(batch)
-            batch.closes_ns = now_ns + self._max_age_ns
+            batch.closes_ns = self.next_close_ns(now_ns)
         batch.count += 1
         track.taken += 1
         track.sampled_ns = now_ns
@@ -380,6 +414,19 @@ class _Joint:
         self.plain = plain
         self.isotp = isotp
         self.j1939 = j1939
+
+
+def phase_ns(vehicle: str, max_age_ns: int) -> int:
+    """Return when a vehicle's batches close: each at another moment, so that a fleet is spread.
+
+    Args:
+        vehicle: Its pseudonym.
+        max_age_ns: As a pipeline has it.
+
+    Returns:
+        ns after a multiple of `max_age_ns`.
+    """
+    return int.from_bytes(hashlib.sha256(vehicle.encode()).digest()) % max(1, max_age_ns)
 
 
 def _meets(

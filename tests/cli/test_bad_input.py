@@ -20,6 +20,7 @@ from agent.cloud.keys import load_key
 from agent.cloud.receiver import BrokerAddress, push_policy
 from agent.core.cose import device_public_key
 from agent.core.model import NS_PER_S, Frame
+from agent.core.pipeline import phase_ns
 from agent.demo.broker import Broker
 from agent.edge.store import Store
 from tests import car
@@ -59,12 +60,14 @@ class Drive:
     """Frames of a drive from now on: every leg closes the batch of the one before."""
 
     def __init__(self) -> None:
-        self._t_ns = time.time_ns()
+        age_ns = 60 * NS_PER_S
+        # A moment behind one at which batches close: no leg is cut in two.
+        self._t_ns = time.time_ns() // age_ns * age_ns + phase_ns(VEHICLE, age_ns) + NS_PER_S
         self._metres = count(1)
         self.sent: list[int] = []
 
     def leg(self) -> Iterator[Frame]:
-        self._t_ns += 61 * NS_PER_S
+        self._t_ns += 60 * NS_PER_S
         for i in range(10):
             metres = next(self._metres)
             self.sent.append(metres)

@@ -122,16 +122,50 @@ def test_class_defaults_apply_where_the_grant_names_nothing() -> None:
     assert {row[3] for row in rows(batches) if row[1].endswith("Longitude")} == {-20.005}
 
 
-def test_a_batch_closes_by_age_counted_from_its_first_sample() -> None:
+def test_batches_close_by_age_at_moments_that_no_frame_decides() -> None:
     policy = car.policy({"g": {"read_odometer": FULL_RATE}})
-    frames = [car.odometer(t, t) for t in (500, 10_000, 60_499, 60_500, 61_000)]
+    frames = [car.odometer(t, t) for t in (500, 59_999, 60_000, 119_999, 300_000)]
 
     batches = drive(policy, frames, max_age_ns=60 * NS_PER_S)
+    later = drive(policy, frames, max_age_ns=60 * NS_PER_S, phase_ns=NS_PER_S)
 
     assert [list(batch.columns[0].times_ms) for batch in batches] == [
-        [500, 10_000, 60_499],
-        [60_500, 61_000],
+        [500, 59_999],
+        [60_000, 119_999],
+        [300_000],
     ]
+    assert [list(batch.columns[0].times_ms) for batch in later] == [
+        [500],
+        [59_999, 60_000],
+        [119_999],
+        [300_000],
+    ]
+
+
+def test_what_a_slower_bus_brings_behind_the_moment_is_no_batch_of_its_own() -> None:
+    policy = car.policy({"g": {"read_odometer": FULL_RATE}})
+    pipeline = Pipeline(plan(policy), max_age_ns=60 * NS_PER_S)
+    pipeline.feed([car.odometer(1000, 1)])
+    pipeline.close_at(60 * NS_PER_S)
+
+    pipeline.feed([car.odometer(t, t) for t in (59_900, 60_100, 119_000)])
+    pipeline.tick(120 * NS_PER_S)
+
+    assert [list(batch.columns[0].times_ms) for batch in pipeline.drain()] == [
+        [1000],
+        [59_900, 60_100, 119_000],
+    ]
+
+
+def test_a_clock_that_is_set_back_keeps_no_batch_open_for_longer() -> None:
+    policy = car.policy({"g": {"read_odometer": FULL_RATE}})
+    pipeline = Pipeline(plan(policy), max_age_ns=60 * NS_PER_S)
+    pipeline.close_at(3600 * NS_PER_S)
+
+    pipeline.feed([car.odometer(1000, 1)])
+    pipeline.tick(60 * NS_PER_S)
+
+    assert len(pipeline.drain()) == 1
 
 
 def test_a_batch_closes_by_count() -> None:

@@ -77,12 +77,13 @@ def test_only_what_the_functions_make_of_a_window_leaves() -> None:
 
 
 def test_a_window_closes_by_tick_without_frames() -> None:
-    pipeline = Pipeline(plan(grant("max")), max_age_ns=0)
+    pipeline = Pipeline(plan(grant("max")))
     pipeline.feed([odometer(10, 5)])
 
     pipeline.tick(at(60) - 1)
     assert pipeline.drain() == []
     pipeline.tick(at(60))
+    pipeline.close()
 
     assert rows(pipeline.drain()) == [("max", 0, 5)]
     pipeline.tick(at(1000))
