@@ -5,21 +5,23 @@ Rules:
  * What the plan does not need is not let in: kernel filters where there are some, and no socket or
    port at all without a live grant.
  * A CAN socket outlives the process: systemd keeps a copy of each, in which the kernel goes on
-   queueing frames, and hands it to the next process. A socket that no bus needs is closed for good.
+   queueing frames, and hands it to the next process. So does the memory of the frames that were
+   read and are not stored. What no bus needs is closed for good.
  * When the configuration changes, the reader of a bus that is as before goes on.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from agent.config import Bus
 from agent.core.bushealth import BusHealth
 from agent.core.canfilter import CanFilter, compile_filters
-from agent.core.model import NS_PER_S, Frame
+from agent.core.model import NS_PER_S, Place
 from agent.core.plan import Plan, empty_plan
 from agent.core.status import BusStatus
+from agent.edge.capture import Capture
 from agent.edge.socketcan import SocketCanReader
 from agent.edge.systemd import Unit
 from agent.watch import Lane
@@ -41,7 +43,8 @@ class Buses:
         self,
         buses: Iterable[Bus],
         *,
-        sink: Callable[[list[Frame]], None],
+        capture: Capture,
+        last_row: int,
         clock: Callable[[], int],
         unit: Unit,
     ) -> None:
@@ -49,11 +52,13 @@ class Buses:
 
         Args:
             buses: As configured.
-            sink: Gets every chunk of frames, in the readers' threads.
+            capture: Gets every chunk of frames, in the readers' threads.
+            last_row: Of the spool, as it is on disk.
             clock: ns since the epoch, for what brings no time of its own.
-            unit: Keeps the CAN sockets over a restart.
+            unit: Keeps the CAN sockets over a restart, and what was read from them over a kill.
         """
-        self._sink = sink
+        self._capture = capture
+        self._last_row = last_row
         self._clock = clock
         self._unit = unit
         self._plan: Plan = empty_plan()
@@ -87,11 +92,27 @@ class Buses:
         gone = [self._readers.pop(source) for source in self._readers.keys() - wanted.keys()]
         _end(gone)
         for reader in gone:
-            self._unit.drop(_kept_as(reader.name))
+            for name in _kept_as(reader.name):
+                self._unit.drop(name)
         for source in wanted.keys() - self._readers.keys():
             reader = self._readers[source] = self._reader(wanted[source])
             self._filter(reader)
             reader.start()
+
+    def announce(self, places: Iterable[Place], row: int) -> None:
+        """Take note that what came up to these places is about to be stored.
+
+        Args:
+            places: From the capture lane.
+            row: The spool has this row when it is.
+        """
+        for reader, place in self._placed(places):
+            reader.announce(place, row)
+
+    def settle(self, places: Iterable[Place]) -> None:
+        """Let go what came up to these places: it is stored, or nobody may have it."""
+        for reader, place in self._placed(places):
+            reader.settle(place)
 
     def lanes(self) -> list[Lane]:
         """Return how each reader's thread is."""
@@ -109,6 +130,12 @@ class Buses:
         """Hand over what lies in the sockets, and end. Twice is harmless."""
         _end(self._readers.values())
 
+    def _placed(self, places: Iterable[Place]) -> Iterator[tuple[SocketCanReader, Place]]:
+        by_bus = {place.bus: place for place in places}
+        for reader in self._readers.values():
+            if isinstance(reader, SocketCanReader) and reader.name in by_bus:
+                yield reader, by_bus[reader.name]
+
     def _filter(self, reader: Reader) -> None:
         made = compile_filters(self._plan, reader.name, extra=self._extra.get(reader.name, ()))
         if made.beyond:
@@ -117,12 +144,19 @@ class Buses:
 
     def _reader(self, bus: Bus) -> Reader:
         if bus.interface == "socketcan":
-            on_socket = partial(self._keep, _kept_as(bus.name))
+            socket_as, frames_as = _kept_as(bus.name)
             reader = SocketCanReader(
-                bus.name, channel=bus.channel, sink=self._sink, on_socket=on_socket
+                bus.name,
+                channel=bus.channel,
+                sink=self._capture.put,
+                has_room=self._capture.has_room,
+                on_socket=partial(self._keep, socket_as),
+                on_frames=partial(self._keep, frames_as),
             )
-            if (descriptor := self._unit.take(_kept_as(bus.name))) is not None:
+            if (descriptor := self._unit.take(socket_as)) is not None:
                 reader.adopt(descriptor)
+            if (descriptor := self._unit.take(frames_as)) is not None:
+                reader.adopt_frames(descriptor, last_row=self._last_row)
             return reader
         if bus.interface == "gnss":
             from agent.edge.gnss import GnssReader  # noqa: PLC0415 - as python-can below
@@ -131,7 +165,7 @@ class Buses:
                 bus.name,
                 channel=bus.channel,
                 options=bus.options,
-                sink=self._sink,
+                sink=self._capture.put,
                 clock=self._clock,
             )
         # Not at the top: python-can is a sixth of all that is imported, and most buses need none.
@@ -142,7 +176,7 @@ class Buses:
             interface=bus.interface,
             channel=bus.channel,
             options=bus.options,
-            sink=self._sink,
+            sink=self._capture.put,
             clock=self._clock,
         )
 
@@ -164,15 +198,15 @@ def _told(bus: BusHealth) -> BusStatus:
         state=bus.state.value,
         frames=bus.frames,
         reconnects=bus.reconnects,
-        lost_frames=bus.kernel_drops + bus.overruns,
+        lost_frames=bus.kernel_drops + bus.overruns + bus.abandoned,
         errors=bus.errors,
         last_frame_s=None if bus.last_frame_ns is None else bus.last_frame_ns // NS_PER_S,
     )
 
 
-def _kept_as(bus: str) -> str:
-    """Return the name under which systemd keeps a bus's socket."""
-    return f"can-{bus}"
+def _kept_as(bus: str) -> tuple[str, str]:
+    """Return the names under which systemd keeps a bus's socket, and the frames read from it."""
+    return f"can-{bus}", f"frames-{bus}"
 
 
 def _end(readers: Iterable[Reader]) -> None:

@@ -55,6 +55,7 @@ class Condition:
         self._drops_before = 0  # Of sockets that are closed.
         self._drops = 0  # Of this one.
         self._overruns = 0
+        self._abandoned = 0
         self._errors: Counter[str] = Counter()
         self._last_frame_ns: int | None = None
 
@@ -66,6 +67,7 @@ class Condition:
             frames=self.frames,
             kernel_drops=self._drops_before + self._drops,
             overruns=self._overruns,
+            abandoned=self._abandoned,
             errors=dict(self._errors),
             reconnects=self.reconnects,
             last_frame_ns=self._last_frame_ns,
@@ -126,6 +128,11 @@ class Condition:
                     "held_back": held_back,
                 },
             )
+
+    def abandon(self, frames: int) -> None:
+        """Count frames that a process before us read, and that nobody can store any more."""
+        self._abandoned += frames
+        _log.warning("frames abandoned", extra={"bus": self._bus, "frames": self._abandoned})
 
     def lose(self, t_ns: int, why: str) -> None:
         """Take up that the bus was lost, or could not be opened.

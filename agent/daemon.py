@@ -34,9 +34,9 @@ from agent.core.canfilter import CanFilter, message_filter
 from agent.core.clock import FloorClock, Reading
 from agent.core.explanation import facts_of
 from agent.core.jws import verify_policy_jws
-from agent.core.model import NS_PER_S, Batch
+from agent.core.model import NS_PER_S, Batch, Place
 from agent.core.obd import questions
-from agent.core.pipeline import Pipeline
+from agent.core.pipeline import Pipeline, phase_ns
 from agent.core.plan import Plan
 from agent.core.policy import parse_policy
 from agent.core.standing import EVERY_GRANT, Standing
@@ -46,6 +46,7 @@ from agent.edge.capture import Capture
 from agent.edge.clock import SystemClock
 from agent.edge.control_socket import ControlSocket
 from agent.edge.ledger import Ledger, read_entries
+from agent.edge.socketcan import RING_FRAMES
 from agent.edge.store import FLOOR_NS, Store
 from agent.edge.switch import FileSwitch
 from agent.edge.systemd import Unit
@@ -102,8 +103,10 @@ class Daemon:
         now = clock()
         self._started_s = now.wall_ns // NS_PER_S
         self._ledger = self._open_ledger(now)
+        max_age_ns = int(config.batch.max_age_s * NS_PER_S)
         pipeline = Pipeline(
-            max_age_ns=int(config.batch.max_age_s * NS_PER_S),
+            max_age_ns=max_age_ns,
+            phase_ns=phase_ns(config.vehicle.id, max_age_ns),
             max_samples=config.batch.max_samples,
             once_taken=self._store.once_taken(),
         )
@@ -111,6 +114,7 @@ class Daemon:
             pipeline,
             on_batches=self._on_batches,
             clock=lambda: clock().wall_ns,
+            max_open_frames=RING_FRAMES * 3 // 4,
             switch=_signal_switch(config, parts),
             on_switch=self._on_switch,
         )
@@ -122,7 +126,8 @@ class Daemon:
         self._obd = self._poller()
         self.buses = Buses(
             config.bus,
-            sink=self.capture.put,
+            capture=self.capture,
+            last_row=self._store.last_row,
             clock=lambda: clock().wall_ns,
             unit=unit or Unit(None),
         )
@@ -302,6 +307,8 @@ class Daemon:
             swap=self._swap,
             clock=self._clock,
             look=self._look,
+            announce=self.buses.announce,
+            settle=self.buses.settle,
         )
 
     def _open_ledger(self, now: Reading) -> Ledger:
@@ -420,10 +427,10 @@ class Daemon:
             clock=lambda: self._clock().wall_ns,
         )
 
-    def _on_batches(self, batches: list[Batch]) -> None:
+    def _on_batches(self, batches: list[Batch], places: tuple[Place, ...]) -> None:
         if self._obd is not None:
             self._obd.give(batches)
-        self._post(Batches(batches))
+        self._post(Batches(batches, places))
 
     def _post(self, event: Event) -> None:
         with self._door:

@@ -1,6 +1,6 @@
 """The agent lane: one thread takes events from one queue and owns everything durable.
 
-    a closed batch      encode, seal, append to the spool
+    closed batches      encode, seal, append to the spool, let the readers forget their frames
     a document          verify, compile, persist and purge, swap the plan, cancel what is in flight,
                         write it into the ledger, acknowledge
     a delivery          remove the row
@@ -34,7 +34,7 @@ from agent.control.sealer import Sealer
 from agent.core.admission import Admission
 from agent.core.clock import Moment, Reading
 from agent.core.cose import DeviceKey
-from agent.core.model import NS_PER_S, Batch
+from agent.core.model import NS_PER_S, Batch, Place
 from agent.core.plan import Plan
 from agent.core.status import StatusReport
 from agent.edge.control_socket import Ask
@@ -60,9 +60,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Closed batches from the capture lane."""
+    """Closed batches from the capture lane.
+
+    Attributes:
+        places: Up to where the frames of each bus are in them, or in nothing.
+    """
 
     batches: list[Batch]
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,8 @@ class Agent:
         swap: Callable[[Plan], None],
         clock: Callable[[], Reading],
         look: Callable[[], Surroundings],
+        announce: Callable[[tuple[Place, ...], int], None] = lambda *_: None,
+        settle: Callable[[tuple[Place, ...]], None] = lambda _: None,
     ) -> None:
         """Put the lane together.
 
@@ -103,6 +110,9 @@ class Agent:
             swap: Puts a plan in force in the capture lane.
             clock: What the machine's clocks say.
             look: How the other lanes are, for whoever asks at the vehicle.
+            announce: Told, before batches are stored, up to where their frames came, and the row
+                that the spool has when they are.
+            settle: Told up to where frames are stored, or let go.
         """
         self._vehicle = vehicle
         self._device = device
@@ -112,6 +122,8 @@ class Agent:
         self._journal = journal
         self._clock = clock
         self._look = look
+        self._announce = announce
+        self._settle = settle
         self._told_ns: int | None = None  # When the counters were published last,
         self._told_standing: object = None  # and how buses and lanes were then.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -214,7 +226,7 @@ class Agent:
         """Seal and store the batches that still lie in the queue; nothing else is done."""
         for event in _joined(self._take(0.0)):
             if isinstance(event, Batches):
-                self._sealer.keep(event.batches, self._now().now_ns)
+                self._keep(event)
         self._publisher.erase()
         now = self._now()
         self._consent.keep_time(now, force=True)
@@ -222,8 +234,8 @@ class Agent:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Batches(batches):
-                self._sealer.keep(batches, self._now().now_ns)
+            case Batches():
+                self._keep(event)
             case Switched(is_private):
                 self.local.switch(is_private=is_private)
             case Ask():
@@ -239,6 +251,13 @@ class Agent:
                 self._publisher.disconnected(event, self._now().now_ns)
             case Refused():
                 self._publisher.refused(event)
+
+    def _keep(self, event: Batches) -> None:
+        """Seal and store; a kill in between leaves what no row stands for with the readers."""
+        if event.batches:
+            self._announce(event.places, self._store.last_row + 1)
+            self._sealer.keep(event.batches, self._now().now_ns)
+        self._settle(event.places)
 
     def _until_due_s(self) -> float:
         """Return how long nothing is due, but no shorter than a wait that costs nothing."""
@@ -344,7 +363,8 @@ def _joined(events: Iterable[Event]) -> list[Event]:
     joined: list[Event] = []
     for event in events:
         if isinstance(event, Batches) and joined and isinstance(joined[-1], Batches):
-            joined[-1] = Batches([*joined[-1].batches, *event.batches])
+            last = joined[-1]
+            joined[-1] = Batches([*last.batches, *event.batches], (*last.places, *event.places))
         else:
             joined.append(event)
     return joined

@@ -6,7 +6,8 @@ An error frame (linux/can/error.h) carries classes in its identifier and details
 
 Rules:
  * Every frame that was lost is in one counter: `kernel_drops` where the process was too slow,
-   `overruns` where the controller was (each such report stands for one frame at the least).
+   `overruns` where the controller was (each such report stands for one frame at the least),
+   `abandoned` where the process was killed and they could not be stored afterwards.
  * A controller says how it does when that changes: what it said last holds. A data frame proves
    that a bus which was off, down or away is back.
  * Nothing of a frame's contents is kept.
@@ -43,6 +44,7 @@ class BusHealth:
         frames: Frames handed over.
         kernel_drops: Frames that the socket's buffer had no room for.
         overruns: Times that the controller lost frames.
+        abandoned: Frames that were read before a kill and never stored.
         errors: Kind of error → frames that told of it.
         reconnects: Times that the bus was opened again or an opening failed.
         last_frame_ns: When the last frame came, ns since the epoch; None before the first.
@@ -53,6 +55,7 @@ class BusHealth:
     frames: int = 0
     kernel_drops: int = 0
     overruns: int = 0
+    abandoned: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
     reconnects: int = 0
     last_frame_ns: int | None = None

@@ -29,6 +29,25 @@ Value = bool | int | float | str  # What a sample carries, in the catalogue's da
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """How far the frames of a bus had come, for whoever keeps them until they are stored.
+
+    Attributes:
+        bus: The bus's name in frames.
+        ring: Which memory keeps them; places of another one mean nothing there.
+        position: How many frames came before it.
+    """
+
+    bus: str
+    ring: int
+    position: int
+
+    def earlier(self, frames: int) -> "Place":
+        """Return the place so many frames before this one."""
+        return Place(self.bus, self.ring, self.position - frames)
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One permitted value of one signal, as it is printed and sealed.
 

@@ -29,11 +29,12 @@ from agent.core.canfilter import compile_filters
 from agent.core.catalogue import parse_catalogue
 from agent.core.dbc import parse_dbc
 from agent.core.mapping import parse_mapping
+from agent.core.model import Batch, Place
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan, compile_plan, empty_plan
 from agent.core.policy import parse_unsigned_policy
 from agent.edge.capture import Capture
-from agent.edge.socketcan import SocketCanReader
+from agent.edge.socketcan import RING_FRAMES, SocketCanReader
 
 BUS = "vcan0"
 IDS = 200
@@ -143,7 +144,17 @@ def run_python_can(_: int, count: list[int], stop: threading.Event) -> Callable[
 def run_ours(granted: int, count: list[int], _: threading.Event) -> Callable[[], None]:
     """Run reader and capture lane, down to closed batches."""
     plan = made_plan(granted)
-    capture = Capture(Pipeline(plan), on_batches=lambda _: None, clock=time.time_ns)
+
+    def settle(_: list[Batch], places: tuple[Place, ...]) -> None:
+        for place in places:
+            reader.settle(place)
+
+    capture = Capture(
+        Pipeline(plan),
+        on_batches=settle,
+        clock=time.time_ns,
+        max_open_frames=RING_FRAMES * 3 // 4,
+    )
     reader = SocketCanReader("b", channel=BUS, sink=capture.put)
     reader.set_filters(compile_filters(plan, "b").filters)
     capture.start()

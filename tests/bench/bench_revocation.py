@@ -16,7 +16,7 @@ from agent.cloud.envelope import verify_ack
 from agent.control import Agent, Batches, Consent, Journal, Surroundings
 from agent.control import sealer as sealer_module
 from agent.core.clock import Reading
-from agent.core.model import NS_PER_MS, Batch
+from agent.core.model import NS_PER_MS, Batch, Place
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.edge.capture import Capture
@@ -84,8 +84,8 @@ class Vehicle:
         self.capture.swap(plan)
         self.swapped_s = time.perf_counter()
 
-    def _batches(self, batches: list[Batch]) -> None:
-        self.agent.post(Batches(batches))
+    def _batches(self, batches: list[Batch], places: tuple[Place, ...]) -> None:
+        self.agent.post(Batches(batches, places))
 
 
 def main() -> None:

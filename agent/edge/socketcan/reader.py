@@ -12,6 +12,9 @@ Rules:
    socket of an interface that was taken away is read before it is closed.
  * It never writes to the bus. Whoever keeps the socket over a restart hears of each one that is
    opened or given up (`on_socket`), and gives it back with `adopt`.
+ * What was read stays in a ring until it is settled. Whoever keeps that over a kill hears of it as
+   well (`on_frames`), and gives it back with `adopt_frames`: what is in it is handed over first.
+   Without a filter it is empty, and not to be kept.
 """
 
 import errno
@@ -26,9 +29,10 @@ from collections.abc import Callable, Sequence
 from agent.condition import Condition
 from agent.core.bushealth import BusHealth, BusState
 from agent.core.canfilter import CanFilter
-from agent.core.model import Frame
+from agent.core.model import Frame, Place
 from agent.edge.socketcan import rawsocket
-from agent.edge.socketcan.receiver import MAX_FRAMES, Receiver
+from agent.edge.socketcan.receiver import Receiver
+from agent.edge.socketcan.ring import MAX_FRAMES, FrameRing
 
 MAX_GATHER_S = 0.1
 FRAME_BYTES = 768  # What the kernel counts for one in a socket's buffer (seen on Linux 6.1).
@@ -38,6 +42,7 @@ MIN_PAUSE_S = 0.25
 MAX_PAUSE_S = MOVE_S
 MAX_CHUNKS = 256  # Of one turn: more than a full buffer, however much comes meanwhile.
 CLOSE_S = 2.0
+ROOM_PAUSE_S = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -45,29 +50,36 @@ _log = logging.getLogger(__name__)
 class SocketCanReader:
     """Reads one interface until it is closed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is connected to, by keyword
         self,
         name: str,
         *,
         channel: str,
-        sink: Callable[[list[Frame]], None],
-        on_socket: Callable[[int | None], None] | None = None,
+        sink: Callable[[list[Frame], Place], None],
+        has_room: Callable[[int], bool] = lambda _: True,
+        on_socket: Callable[[int | None], None] = lambda _: None,
+        on_frames: Callable[[int | None], None] = lambda _: None,
     ) -> None:
         """Prepare; `start` begins.
 
         Args:
             name: The bus's name in frames.
             channel: The interface, such as can0.
-            sink: Gets every chunk, in this reader's thread.
+            sink: Gets every chunk and the place behind it, in this reader's thread.
+            has_room: Whether whoever takes the chunks has room for so many frames; asked only for
+                those of the ring, which can wait.
             on_socket: Gets the descriptor of each socket that is opened, and None when one is given
                 up for good; not at `close`.
+            on_frames: The same for the ring.
         """
         self.name = name
         self.turns = 0  # Rises whenever the thread has gone round its loop.
         self.failure: BaseException | None = None
         self._channel = channel
         self._sink = sink
-        self._on_socket = on_socket or (lambda _: None)
+        self._has_room = has_room
+        self._on_socket = on_socket
+        self._on_frames = on_frames
         self._lock = threading.Lock()  # Guards what follows.
         self._filters: tuple[CanFilter, ...] = ()
         self._sock: socket.socket | None = None
@@ -76,7 +88,9 @@ class SocketCanReader:
         self._condition = Condition(name)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._gather_s = 0.0
-        self._receiver = Receiver(name)  # The thread's own, as what follows.
+        self._ring = FrameRing(name)
+        self._is_ring_kept = False
+        self._receiver = Receiver(self._ring)  # The thread's own, as what follows.
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
 
@@ -89,6 +103,36 @@ class SocketCanReader:
         """
         self._kept = descriptor
 
+    def adopt_frames(self, descriptor: int, *, last_row: int) -> None:
+        """Go on with a ring that was kept over a kill; before `set_filters`.
+
+        Args:
+            descriptor: Ours from now on.
+            last_row: Of the spool; tells what in the ring is stored.
+        """
+        self._ring.close()
+        self._ring = FrameRing(self.name, descriptor)
+        self._is_ring_kept = True
+        self._receiver = Receiver(self._ring)
+        left, abandoned = self._ring.take_up(last_row)
+        if left:
+            _log.info("frames found", extra={"bus": self.name, "frames": left})
+        if abandoned:
+            self._condition.abandon(abandoned)
+
+    def announce(self, place: Place, row: int) -> None:
+        """Take note that what came up to here is about to be stored. For any thread.
+
+        Args:
+            place: That came with a chunk.
+            row: The spool has this row when it is.
+        """
+        self._ring.announce(place, row)
+
+    def settle(self, place: Place) -> None:
+        """Let go what came up to here: it is stored, or nobody may have it. For any thread."""
+        self._ring.settle(place)
+
     def set_filters(self, filters: Sequence[CanFilter]) -> None:
         """Let these frames in and no others; () closes the socket. For any thread.
 
@@ -98,6 +142,7 @@ class SocketCanReader:
             self._filters = tuple(filters)
             if not self._filters:
                 self._give_up()
+                self._let_go_frames()
                 self._condition.enter(BusState.IDLE, time.time_ns())
             elif self._sock is None:
                 self._open()
@@ -127,6 +172,7 @@ class SocketCanReader:
             if self._sock is not None:
                 self._sock.close()
                 self._sock = None
+            self._ring.close()
             if self._wake >= 0 and not self._thread.is_alive():
                 os.close(self._wake)
                 self._wake = -1
@@ -152,6 +198,8 @@ class SocketCanReader:
 
     def _run(self) -> None:
         try:
+            if not self._hand_over_rest():
+                return
             pause_s = MIN_PAUSE_S
             while not self._stop.is_set():
                 self.turns += 1
@@ -175,6 +223,25 @@ class SocketCanReader:
             # The thread's top: the daemon sees the dead lane and ends the process.
             self.failure = exc
             _log.exception("bus reader died", extra={"bus": self.name})
+
+    def _hand_over_rest(self) -> bool:
+        """Hand over what the process before us read and did not store.
+
+        Returns:
+            False if we are to end before that is done: nothing that came later may be handed over
+            then, or its place would stand for all.
+        """
+        for frames, place in self._ring.rest():
+            while not self._has_room(len(frames)):
+                self.turns += 1
+                if self._stop.wait(ROOM_PAUSE_S):
+                    return False
+            with self._lock:
+                if not self._filters:
+                    return True  # Nobody may have them any more.
+                self._condition.note(frames)
+            self._sink(frames, place)
+        return True
 
     def _await_frames(self, descriptor: int) -> None:
         """Wait for a first frame and those that follow it closely, or for `set_filters`.
@@ -227,7 +294,7 @@ class SocketCanReader:
                     self._condition.count_drops(received.drops)
                 self._condition.note(received.frames, received.errors)
             if received.frames:
-                self._sink(received.frames)
+                self._sink(received.frames, received.place)
             if received.count < MAX_FRAMES and self._gone is None:
                 return
             self.turns += 1
@@ -262,6 +329,8 @@ class SocketCanReader:
             },
         )
         self._on_socket(self._sock.fileno())
+        self._is_ring_kept = True
+        self._on_frames(self._ring.descriptor)
 
     def _end_of_gone(self) -> None:
         """Close the socket of an interface that is gone; what lay in it was read."""
@@ -281,6 +350,13 @@ class SocketCanReader:
         if kept is not None or self._sock is not None:
             self._sock = None
             self._on_socket(None)
+
+    def _let_go_frames(self) -> None:
+        """Clear the ring: nobody may have what is in it, and nobody is to keep it."""
+        self._ring.clear()
+        if self._is_ring_kept:
+            self._is_ring_kept = False
+            self._on_frames(None)
 
     def _look_at_interface(self, sock: socket.socket) -> None:
         """Nobody says that an interface is up again; a silent one would be taken for down."""

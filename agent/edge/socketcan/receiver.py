@@ -7,6 +7,8 @@ recvmmsg(2) fills three arrays; row i of each belongs to frame i:
     headers              struct mmsghdr: where the other two are, and how much came
 
 Rules:
+ * The first two arrays are those of a ring, which outlives the process: a frame that has left the
+   socket is in the ring, whenever the process is killed.
  * The arrays are made once; a call allocates nothing but what it returns.
  * A frame's time is the kernel's, rounded down to whole µs: that is what candump writes, so a log
    that was captured at the same time holds the same times.
@@ -25,22 +27,18 @@ import struct
 from dataclasses import dataclass
 
 from agent.core.bushealth import ErrorFrame
-from agent.core.model import CAN_ERR_FLAG, CAN_RTR_FLAG, NS_PER_S, NS_PER_US, Frame
+from agent.core.model import CAN_ERR_FLAG, CAN_RTR_FLAG, NS_PER_S, NS_PER_US, Frame, Place
+from agent.edge.socketcan.ring import CMSG, CONTROL_BYTES, MAX_FRAMES, PAYLOAD_BYTES, FrameRing
 
-MAX_FRAMES = 256  # Of one call; some 30 ms of a saturated bus.
 SO_TIMESTAMPNS = 64  # asm-generic/socket.h: SO_TIMESTAMPNS_NEW, 64-bit time on 32-bit boards too.
 SO_RXQ_OVFL = 40  # asm-generic/socket.h
 
 _SPECIAL = CAN_RTR_FLAG | CAN_ERR_FLAG
 _PAYLOAD = struct.Struct("=IB3x64s")
-_PAYLOAD_BYTES = _PAYLOAD.size
-_CONTROL_BYTES = 64
-# struct cmsghdr: size_t, two ints, then data aligned to size_t (cmsg(3)).
-_CMSG = struct.Struct("@Nii0N")
 _ALIGN = struct.calcsize("@N")
-_STAMP = struct.Struct(f"={_CMSG.size}xqq{_CONTROL_BYTES - _CMSG.size - 16}x")
-_STAMP_SPACE = _CMSG.size + 16
-_DROPS = struct.Struct(f"@{_CMSG.size}xI")
+_STAMP = struct.Struct(f"={CMSG.size}xqq{CONTROL_BYTES - CMSG.size - 16}x")
+_STAMP_SPACE = CMSG.size + 16
+_DROPS = struct.Struct(f"@{CMSG.size}xI")
 
 
 class _Iovec(ctypes.Structure):
@@ -76,6 +74,7 @@ class Received:
 
     Attributes:
         count: Frames and error frames together.
+        place: Behind the last frame.
         drops: The socket's count of frames it had no room for, as of the last frame; None: the
             kernel did not say, so it is zero.
     """
@@ -83,21 +82,22 @@ class Received:
     count: int
     frames: list[Frame]
     errors: list[ErrorFrame]
+    place: Place
     drops: int | None
 
 
 class Receiver:
     """The arrays for one bus. Used by one thread at a time."""
 
-    def __init__(self, bus: str) -> None:
+    def __init__(self, ring: FrameRing) -> None:
         """Make the arrays.
 
         Args:
-            bus: The bus's name in frames.
+            ring: Gets every frame that is received.
         """
-        self._bus = bus
-        payloads = bytearray(MAX_FRAMES * _PAYLOAD_BYTES)
-        controls = bytearray(MAX_FRAMES * _CONTROL_BYTES)
+        self._ring = ring
+        self._bus = ring.bus
+        payloads, controls = ring.payloads, ring.controls
         payloads_at, controls_at = (
             ctypes.addressof((ctypes.c_char * len(array)).from_buffer(array))
             for array in (payloads, controls)
@@ -105,14 +105,14 @@ class Receiver:
         self._iovecs = (_Iovec * MAX_FRAMES)()
         self._headers = (_Mmsghdr * MAX_FRAMES)()
         for i in range(MAX_FRAMES):
-            self._iovecs[i] = _Iovec(payloads_at + i * _PAYLOAD_BYTES, _PAYLOAD_BYTES)
+            self._iovecs[i] = _Iovec(payloads_at + i * PAYLOAD_BYTES, PAYLOAD_BYTES)
             head = self._headers[i].head
             head.iov = ctypes.addressof(self._iovecs) + i * ctypes.sizeof(_Iovec)
             head.iov_count = 1
-            head.control = controls_at + i * _CONTROL_BYTES
-            head.control_length = _CONTROL_BYTES
-        self._payloads = memoryview(payloads)
-        self._controls = memoryview(controls)
+            head.control = controls_at + i * CONTROL_BYTES
+            head.control_length = CONTROL_BYTES
+        self._payloads = payloads
+        self._controls = controls
         self._header_bytes = memoryview(self._headers).cast("B")
         # The kernel writes into the headers what came; before the next call they are as new.
         self._fresh_headers = bytes(self._header_bytes)
@@ -135,8 +135,8 @@ class Receiver:
         self._header_bytes[:used] = self._fresh_headers[:used]
         bus = self._bus
         rows = zip(
-            _PAYLOAD.iter_unpack(self._payloads[: count * _PAYLOAD_BYTES]),
-            _STAMP.iter_unpack(self._controls[: count * _CONTROL_BYTES]),
+            _PAYLOAD.iter_unpack(self._payloads[: count * PAYLOAD_BYTES]),
+            _STAMP.iter_unpack(self._controls[: count * CONTROL_BYTES]),
             strict=True,
         )
         # Hot path: see the budget above.
@@ -146,24 +146,28 @@ class Receiver:
             if not can_id & _SPECIAL
         ]
         if len(frames) == count:
-            return Received(count, frames, [], drops)
+            self._ring.keep(count)
+            return Received(count, frames, [], self._ring.place, drops)
         return self._with_special(count, drops)
 
     def _with_special(self, count: int, drops: int | None) -> Received:
         """Return the same where remote or error frames are among them."""
         frames: list[Frame] = []
         errors: list[ErrorFrame] = []
+        rows: list[int] = []
         for i in range(count):
-            can_id, length, data = _PAYLOAD.unpack_from(self._payloads, i * _PAYLOAD_BYTES)
-            seconds, ns = _STAMP.unpack_from(self._controls, i * _CONTROL_BYTES)
+            can_id, length, data = _PAYLOAD.unpack_from(self._payloads, i * PAYLOAD_BYTES)
+            seconds, ns = _STAMP.unpack_from(self._controls, i * CONTROL_BYTES)
             t_ns = seconds * NS_PER_S + ns - ns % NS_PER_US
             if can_id & CAN_ERR_FLAG:
                 errors.append((t_ns, can_id, data[:length]))
             else:
+                rows.append(i)
                 frames.append(
                     (t_ns, self._bus, can_id, b"" if can_id & CAN_RTR_FLAG else data[:length])
                 )
-        return Received(count, frames, errors, drops)
+        self._ring.keep_rows(rows)
+        return Received(count, frames, errors, self._ring.place, drops)
 
     def _drops(self, row: int) -> int | None:
         """Return the count in a row's control messages; it stands behind the time stamp.
@@ -172,5 +176,5 @@ class Receiver:
         """
         if self._headers[row].head.control_length <= _STAMP_SPACE:
             return None
-        (drops,) = _DROPS.unpack_from(self._controls, row * _CONTROL_BYTES + _STAMP_SPACE)
+        (drops,) = _DROPS.unpack_from(self._controls, row * CONTROL_BYTES + _STAMP_SPACE)
         return int(drops)

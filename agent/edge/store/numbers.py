@@ -32,6 +32,12 @@ def draw_row(db: Database) -> int:
     return draw(db, _ROWS, "")
 
 
+def last_row(db: Database) -> int:
+    """Return the row id that was drawn last; 0 before the first."""
+    row = db.row("SELECT n FROM sequence WHERE grant_id = ?", _ROWS)
+    return 0 if row is None else int(row[0])
+
+
 def were_begun(db: Database) -> bool:
     """Whether the file was told where numbers begin."""
     return db.row("SELECT 1 FROM sequence WHERE grant_id = ?", _ROWS) is not None

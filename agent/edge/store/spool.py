@@ -147,6 +147,11 @@ class Spool:
         removed = self._db.remove_set_aside()
         return erased, self._db.scrub() and removed
 
+    @property
+    def last_row(self) -> int:
+        """The row id that was drawn last; 0 before the first."""
+        return numbers.last_row(self._db)
+
     def append_all(self, arrived: Sequence[NewEnvelope]) -> list[Kept]:
         """Draw a number for each, seal with it, make room, and keep them, all or none.
 

@@ -218,6 +218,11 @@ class Store(ConsentFile):
         self._db.with_reserve(step)
         self._spool.follow()
 
+    @property
+    def last_row(self) -> int:
+        """The row that an envelope was given last, whether it still waits or not; 0: none yet."""
+        return self._spool.read(lambda spool: spool.last_row, 0)
+
     def append_all(self, arrived: Sequence[NewEnvelope]) -> list[Kept | StoreError]:
         """Draw the next number of each one's grant, seal with it, and keep all, in one commit.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.core.model import NS_PER_S, Batch
+from agent.core.model import NS_PER_MS, NS_PER_S, Batch, Place
 from agent.core.pipeline import Pipeline
 from agent.core.plan import compile_plan, empty_plan
 from agent.edge import capture as lane
@@ -15,6 +15,7 @@ from tests import car
 
 START_NS = 1_800_000_000 * NS_PER_S
 START_MS = START_NS / 1e6
+NO_INTERVAL = {"min_interval_s": 0}
 
 
 def test_a_lane_that_lags_behind_takes_the_same_samples() -> None:
@@ -23,7 +24,9 @@ def test_a_lane_that_lags_behind_takes_the_same_samples() -> None:
     plan = compile_plan(policy, car.catalogue(), car.binding(), now_ns=START_NS)
     batches: list[Batch] = []
     capture = Capture(
-        Pipeline(plan), on_batches=batches.extend, clock=lambda: START_NS + 11 * NS_PER_S
+        Pipeline(plan),
+        on_batches=lambda got, _: batches.extend(got),
+        clock=lambda: START_NS + 11 * NS_PER_S,
     )
     capture.put([car.door(START_MS, 0), car.door(START_MS + 5000, 1)])
     capture.put([car.door(START_MS + 9999, 0)])
@@ -42,7 +45,9 @@ def test_a_frame_that_is_handed_over_late_still_counts() -> None:
     plan = compile_plan(policy, car.catalogue(), car.binding(), now_ns=START_NS)
     batches: list[Batch] = []
     capture = Capture(
-        Pipeline(plan), on_batches=batches.extend, clock=lambda: START_NS + 10 * NS_PER_S + 500
+        Pipeline(plan),
+        on_batches=lambda got, _: batches.extend(got),
+        clock=lambda: START_NS + 10 * NS_PER_S + 500,
     )
     capture.start()
     capture.put([car.door(START_MS, 0), car.door(START_MS + 5000, 1)])
@@ -62,7 +67,7 @@ def test_frames_that_a_full_queue_has_no_room_for_are_counted_and_told_once(
 ) -> None:
     """Chunks of one frame count as such: a bound in chunks would be memory without one."""
     monkeypatch.setattr(lane, "MAX_FRAMES", 1000)
-    capture = Capture(Pipeline(empty_plan()), on_batches=lambda _: None, clock=lambda: START_NS)
+    capture = Capture(Pipeline(empty_plan()), on_batches=lambda *_: None, clock=lambda: START_NS)
     frames = [car.door(START_MS + n, 0) for n in range(256)]
 
     for _ in range(5):
@@ -83,7 +88,7 @@ def test_a_queue_that_was_full_takes_frames_again_when_it_was_emptied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lane, "MAX_FRAMES", 2)
-    capture = Capture(Pipeline(empty_plan()), on_batches=lambda _: None, clock=lambda: START_NS)
+    capture = Capture(Pipeline(empty_plan()), on_batches=lambda *_: None, clock=lambda: START_NS)
     frames = [car.door(START_MS, 0)] * 2
     capture.put(frames)
     capture.put(frames)
@@ -96,3 +101,95 @@ def test_a_queue_that_was_full_takes_frames_again_when_it_was_emptied(
     capture.close()
 
     assert (capture.frames, capture.overrun) == (4, 2)
+
+
+@pytest.mark.parametrize("size", [1, 9, 40, 100])
+def test_every_frame_before_a_place_is_in_what_was_handed_over_with_it(size: int) -> None:
+    """Two grants, two buses, chunks that reach over moments at which batches close."""
+    policy = car.policy({"a": {"read_odometer": NO_INTERVAL}, "b": {"read_odometer": NO_INTERVAL}})
+    plan = compile_plan(policy, car.catalogue(), car.binding(), now_ns=START_NS)
+    handed: list[tuple[list[Batch], tuple[Place, ...]]] = []
+    capture = Capture(
+        Pipeline(plan, max_age_ns=10 * NS_PER_S),
+        on_batches=lambda *got: handed.append(got),
+        clock=lambda: START_NS,
+    )
+    frames = [car.odometer(START_MS + 700 * n, n) for n in range(100)]
+    for start in range(0, 100, size):
+        chunk = frames[start : start + size]
+        capture.put(chunk, Place("can0", 1, start + len(chunk)))
+        capture.put([car.foreign(START_MS + 700 * start)], Place("other", 2, start + 1))
+
+    capture.start()
+    capture.close()
+
+    assert capture.failure is None
+    assert [places[0].position for _, places in handed] == [15, 29, 43, 58, 72, 86, 100]
+    before = 0
+    for batches, places in handed:
+        position = {place.bus: place.position for place in places}["can0"]
+        times_ms = tuple(t_ns // NS_PER_MS for t_ns, *_ in frames[before:position])
+        assert {batch.grant_id: batch.columns[0].times_ms for batch in batches} == {
+            "a": times_ms,
+            "b": times_ms,
+        }
+        before = position
+    last = range(0, 100, size)[-1]
+    assert handed[-1][1] == (Place("can0", 1, 100), Place("other", 2, last + 1))
+
+
+def test_a_swap_tells_how_far_frames_came_though_nothing_was_closed() -> None:
+    """What an ended grant had open is dropped, and must not come back after a kill."""
+    policy = car.policy({"g": {"read_odometer": NO_INTERVAL}})
+    plan = compile_plan(policy, car.catalogue(), car.binding(), now_ns=START_NS)
+    handed: list[tuple[list[Batch], tuple[Place, ...]]] = []
+    capture = Capture(
+        Pipeline(plan), on_batches=lambda *got: handed.append(got), clock=lambda: START_NS
+    )
+    capture.put([car.odometer(START_MS, 1)], Place("can0", 1, 1))
+    capture.start()
+    until = time.monotonic() + 5
+    while not capture.frames and time.monotonic() < until:
+        time.sleep(0.001)
+
+    capture.swap(empty_plan())
+    capture.close()
+
+    assert handed == [([], (Place("can0", 1, 1),))]
+
+
+def test_batches_close_before_a_reader_has_to_overwrite_what_is_not_stored() -> None:
+    """Though nothing is due: the frames are of a grant that takes one of them."""
+    policy = car.policy({"g": {"read_odometer": {"min_interval_s": 3600}}})
+    plan = compile_plan(policy, car.catalogue(), car.binding(), now_ns=START_NS)
+    handed: list[tuple[list[Batch], tuple[Place, ...]]] = []
+    capture = Capture(
+        Pipeline(plan),
+        on_batches=lambda *got: handed.append(got),
+        clock=lambda: START_NS,
+        max_open_frames=10,
+    )
+    for n in range(25):
+        capture.put([car.odometer(START_MS + n, n)], Place("can0", 1, n + 1))
+
+    capture.start()
+    capture.close()
+
+    assert [(len(batches), places[0].position) for batches, places in handed] == [
+        (1, 10),
+        (0, 20),
+        (0, 25),
+    ]
+
+
+def test_frames_that_can_wait_are_asked_to_leave_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane, "MAX_FRAMES", 10)
+    capture = Capture(Pipeline(empty_plan()), on_batches=lambda *_: None, clock=lambda: START_NS)
+
+    empty = capture.has_room(5), capture.has_room(6)
+    capture.put([car.door(START_MS, 0)] * 4)
+
+    assert empty == (True, False)
+    assert (capture.has_room(1), capture.has_room(2)) == (True, False)

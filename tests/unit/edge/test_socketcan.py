@@ -32,7 +32,7 @@ def test_there_is_no_call_that_writes_to_a_socket() -> None:
 
 
 def test_a_reader_whose_interface_is_missing_lives_and_tries_again() -> None:
-    reader = SocketCanReader("b", channel="none-such", sink=lambda _: None)
+    reader = SocketCanReader("b", channel="none-such", sink=lambda *_: None)
     reader.set_filters([exact_filter(1)])
     reader.start()
     until = time.monotonic() + 5
@@ -51,7 +51,7 @@ def test_a_reader_whose_interface_is_missing_lives_and_tries_again() -> None:
 def test_a_kept_descriptor_that_nobody_wants_is_closed() -> None:
     kept, other = os.pipe()
     told: list[int | None] = []
-    reader = SocketCanReader("b", channel="none-such", sink=lambda _: None, on_socket=told.append)
+    reader = SocketCanReader("b", channel="none-such", sink=lambda *_: None, on_socket=told.append)
     reader.adopt(kept)
 
     reader.set_filters(())
@@ -67,7 +67,7 @@ def test_a_kept_descriptor_of_another_interface_is_not_kept_on_though_ours_is_mi
     """With its old filter, systemd would hold it open even after a revocation."""
     kept, other = os.pipe()
     told: list[int | None] = []
-    reader = SocketCanReader("b", channel="none-such", sink=lambda _: None, on_socket=told.append)
+    reader = SocketCanReader("b", channel="none-such", sink=lambda *_: None, on_socket=told.append)
     reader.adopt(kept)
 
     reader.set_filters([exact_filter(1)])

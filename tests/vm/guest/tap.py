@@ -4,7 +4,7 @@ import struct
 import threading
 from typing import Self
 
-from agent.core.model import Frame
+from agent.core.model import Frame, Place
 from agent.edge.socketcan import SocketCanReader
 
 COUNTED = 0x123  # Frames of this identifier carry their number.
@@ -16,12 +16,14 @@ class Tap:
     Attributes:
         hold: Cleared: whoever takes the frames waits, as a process that is too slow.
         sockets: What `on_socket` told.
+        place: Behind the last chunk.
     """
 
     def __init__(self, bus: str = "vcan0") -> None:
         self.frames: list[Frame] = []
         self.chunks = 0
         self.sockets: list[int | None] = []
+        self.place: Place | None = None
         self.hold = threading.Event()
         self.hold.set()
         self.reader = SocketCanReader(
@@ -47,7 +49,8 @@ class Tap:
             if can_id == COUNTED
         ]
 
-    def _take(self, frames: list[Frame]) -> None:
+    def _take(self, frames: list[Frame], place: Place) -> None:
         self.hold.wait()
         self.chunks += 1
         self.frames += frames
+        self.place = place

@@ -1,11 +1,12 @@
 """The installed unit under the guest's systemd, with a broker, frames and an opened result."""
 
 import os
+import random
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from agent.daemon import STOP_S
 from tests import car
 from tests.cloud import Cloud
 from tests.vm.guest.vehicle import (
-    MAX_AGE_S,
     SETTINGS,
     Numbers,
     Vehicle,
@@ -25,6 +25,8 @@ from tests.vm.guest.vehicle import (
 )
 
 RUN_S = 3.0
+SOCKET_AND_RING = "2"  # What systemd keeps of a bus.
+KILLED_AFTER_S = (2.0, 0.3, 1.1, 0.7)  # Batches close every second.
 
 
 @pytest.fixture(scope="module")
@@ -162,26 +164,55 @@ def test_a_restart_loses_no_frame(vehicle: Vehicle, first: int) -> None:
     assert vehicle.log().count("bus open bus=body kept=True") >= 2
 
 
-def test_a_kill_loses_what_the_process_held_and_nothing_that_the_kernel_held(
-    vehicle: Vehicle, first: int
-) -> None:
-    """At 2,000 frames a second. Samples of at most the open batch's age are gone, in one piece."""
-    with Numbers(first) as numbers:
-        time.sleep(2)
-        dying = vehicle.pid
-        os.kill(dying, signal.SIGKILL)
-        wait_for("the death", lambda: not Path(f"/proc/{dying}/exe").exists())
-        sent_at_death = numbers.next
-        time.sleep(5)
-    came = vehicle.await_last(numbers)
-    lost = sorted(set(range(first, numbers.next)) - set(came))
+def test_kills_lose_no_frame_and_repeat_none(vehicle: Vehicle, first: int) -> None:
+    """At 2,000 frames a second, with batches open, sealed, and being stored."""
+    assert kill_while_numbers_come(vehicle, first, KILLED_AFTER_S) == len(KILLED_AFTER_S)
 
-    sys.stdout.write(f"lost over kill -9: {len(lost)} of {numbers.next - first}")
-    assert vehicle.pid != dying
-    assert came == sorted(set(came))
-    assert lost == list(range(lost[0], lost[0] + len(lost)))
-    assert lost[-1] < sent_at_death
-    assert len(lost) < 2000 * (MAX_AGE_S + 1.5)
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_twenty_five_kills_lose_no_frame_and_repeat_none(vehicle: Vehicle, first: int) -> None:
+    drop_in("StartLimitIntervalSec=0", section="Unit")
+    rng = random.Random(20261124)
+    lived_s = [rng.uniform(0.0, 2.5) for _ in range(25)]
+
+    assert kill_while_numbers_come(vehicle, first, lived_s) == len(lived_s)
+
+
+def kill_while_numbers_come(vehicle: Vehicle, first: int, lived_s: Sequence[float]) -> int:
+    """Kill the unit again and again; return how many processes died, when every number came."""
+    killed = set()
+    with Numbers(first) as numbers:
+        for seconds in lived_s:
+            time.sleep(seconds)
+            killed.add(dying := vehicle.pid)
+            os.kill(dying, signal.SIGKILL)
+            wait_for("the death", lambda pid=dying: not Path(f"/proc/{pid}/exe").exists())
+            wait_for("the unit", lambda: vehicle.show("SubState") == "running")
+        time.sleep(1)
+
+    assert vehicle.await_last(numbers) == list(range(first, numbers.next))
+    assert "info: frames found bus=body" in vehicle.log()
+    return len(killed)
+
+
+def test_a_kill_brings_nothing_back_that_a_pause_let_go(vehicle: Vehicle, first: int) -> None:
+    with Numbers(first):
+        time.sleep(1.5)
+        sh("consentry pause")
+    wait_for("the end of what was sealed", lambda: vehicle.is_quiet(2.0))
+    came = vehicle.numbers(first)
+    kept = vehicle.show("NFileDescriptorStore")
+    os.kill(vehicle.pid, signal.SIGKILL)
+    wait_for("the unit", lambda: vehicle.show("SubState") == "running")
+    sh("consentry resume")
+    with Numbers(first + 500_000) as numbers:
+        time.sleep(1)
+
+    assert len(came) > 1000
+    assert kept == "0"
+    wait_for("the last", lambda: vehicle.numbers(first)[-1:] == [numbers.next - 1])
+    assert vehicle.numbers(first) == came + list(range(first + 500_000, numbers.next))
 
 
 def test_a_socket_stays_kept_while_its_interface_is_down(vehicle: Vehicle, first: int) -> None:
@@ -192,7 +223,7 @@ def test_a_socket_stays_kept_while_its_interface_is_down(vehicle: Vehicle, first
         time.sleep(1)
 
     assert vehicle.await_last(numbers) == list(range(first, numbers.next))
-    assert vehicle.show("NFileDescriptorStore") == "1"
+    assert vehicle.show("NFileDescriptorStore") == SOCKET_AND_RING
 
 
 def test_without_a_live_grant_no_socket_is_kept(vehicle: Vehicle, first: int) -> None:
@@ -204,7 +235,7 @@ def test_without_a_live_grant_no_socket_is_kept(vehicle: Vehicle, first: int) ->
     with Numbers(first) as numbers:
         time.sleep(1)
 
-    assert before == "1"
+    assert before == SOCKET_AND_RING
     assert " raw" not in listening
     assert vehicle.await_last(numbers) == list(range(first, numbers.next))
 
