@@ -72,7 +72,7 @@ TESTS = (
     ),
     *(
         f"tests/unit/edge/test_store{name}.py"
-        for name in ("", "_spool", "_overlays", "_erasure", "_gaps", "_migration")
+        for name in ("", "_spool", "_overlays", "_erasure", "_gaps", "_migration", "_parts")
     ),
     "tests/unit/control",
 )

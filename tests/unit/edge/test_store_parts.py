@@ -1,11 +1,25 @@
 """The parts of the spool, each by itself, on a real file of its own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from agent.edge.store import LiveGrant, NewEnvelope, SpoolLimits, Store, Tally, numbers, rows
+from agent.core.model import NS_PER_S
+from agent.edge.store import (
+    FLOOR_NS,
+    Damage,
+    Floor,
+    LiveGrant,
+    NewEnvelope,
+    SpoolLimits,
+    Store,
+    Tally,
+    numbers,
+    rows,
+)
 from agent.edge.store import grants as grant_rows
 from agent.edge.store.database import Database
 from agent.edge.store.directory import StateDirectory
@@ -18,6 +32,7 @@ from agent.edge.store.unstored import Unstored
 from agent.edge.store.upkeep import SHRINK_BYTES, TURN_NS, Upkeep
 from agent.edge.store.value import Mark
 from agent.errors import StoreError
+from tests.unit.edge.test_store import put, with_grants
 
 NEVER_NS = 10**18
 LARGE, SMALL = b"L" * 20_000, b"s" * 100
@@ -55,6 +70,17 @@ def fill(db: Database, envelope: bytes, count: int, grant_id: str = "a", rev: in
 def noted(db: Database) -> list[tuple[str, str, int, int, str]]:
     found = Gaps(db).hand_out(99, exclude=frozenset())
     return [(g.grant_id, g.recipient, g.first_n, g.last_n, g.why) for g in found]
+
+
+class Told(NamedTuple):
+    """A gap of one number."""
+
+    n: int
+    why: str
+
+
+def told(store: Store) -> list[Told]:
+    return [Told(gap.first_n, gap.why) for gap in store.gaps(9) if gap.first_n == gap.last_n]
 
 
 class TestMarks:
@@ -169,6 +195,161 @@ class TestUnstored:
         unstored.note_all(lambda *_: None)
 
         assert noted(db) == [("b", "r", 1, 1, "evicted")]
+
+
+class TestDamage:
+    """What had to be begun anew, for the platform to hear."""
+
+    @pytest.mark.parametrize(
+        ("file", "is_lost", "expected"),
+        [
+            ("consent", False, Damage("consent", "set-aside")),
+            ("spool", False, Damage("spool", "set-aside")),
+            ("spool", True, Damage("spool", "missing")),
+        ],
+    )
+    def test_a_file_that_was_begun_anew_is_told_once(
+        self, tmp_path: Path, file: str, expected: Damage, *, is_lost: bool
+    ) -> None:
+        with Store.open(tmp_path / "state") as store:
+            with_grants(store, "a")
+            put(store, "a")
+        path = tmp_path / "state" / f"{file}.db"
+        if is_lost:
+            path.unlink()
+        else:
+            path.write_bytes(bytes(4096))
+
+        with Store.open(tmp_path / "state") as store:
+            assert [store.take_damage(), store.take_damage()] == [(expected,), ()]
+        with Store.open(tmp_path / "state") as store:
+            assert store.take_damage() == ()
+
+
+class TestTurn:
+    """What a turn does when gaps of what was refused cannot be noted."""
+
+    def refused(self, store: Store) -> Database:
+        """Let something be refused whose gap takes pages of its own; return the spool's file."""
+        with_grants(store, "a")
+        put(store, "a", expires_ns=5)
+        assert store._spool.spool is not None
+        store._spool.spool._unstored.add(new("a", "r" * 20_000))
+        return store._spool.spool._db
+
+    def test_a_disk_without_room_for_the_gap_hinders_no_erasure(self, tmp_path: Path) -> None:
+        with Store.open(tmp_path / "state") as store:
+            db = self.refused(store)
+            ((pages,),) = db.rows("PRAGMA page_count")
+            db.rows(f"PRAGMA max_page_count = {pages}")
+
+            assert store.expire(9) == {"a": Tally(1, 6)}
+            assert [(gap.n, gap.why) for gap in told(store)] == [(1, "expired")]
+            db.rows(f"PRAGMA max_page_count = {pages + 99}")
+            store.expire(9)
+
+            assert [(gap.n, gap.why) for gap in told(store)] == [(1, "expired"), (2, "evicted")]
+
+    def test_a_spool_that_refuses_the_gap_for_another_reason_is_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with Store.open(tmp_path / "state") as store:
+            db = self.refused(store)
+            db.rows("PRAGMA query_only = ON")
+
+            assert store.expire(1) == {}
+
+            assert [record.message for record in caplog.records] == ["spool unusable"]
+            db.rows("PRAGMA query_only = OFF")
+
+
+class TestBeginning:
+    """A consent that stands for one that was lost."""
+
+    def test_what_is_known_of_the_lost_one_is_kept(self, tmp_path: Path) -> None:
+        """No older policy, no answer under a counter that was used, no earlier time."""
+        floor = Floor(2, 7, "ab" * 32)
+        with Store.open(tmp_path / "state") as store:
+            assert (store.is_begun_anew, store.floor()) == (True, None)
+
+            store.end_beginning(floor, last_s=1000)
+
+        with Store.open(tmp_path / "state") as store:
+            assert (store.is_begun_anew, store.floor()) == (False, floor)
+            assert store.number(FLOOR_NS) == 1000 * NS_PER_S
+            assert store.next_counter("ack") == 1000 * 1000 + 1
+
+    def test_what_has_risen_above_it_does_not_fall(self, tmp_path: Path) -> None:
+        with Store.open(tmp_path / "state") as store:
+            store.keep_numbers({"ack": 1000 * 1000 + 1, FLOOR_NS: 1000 * NS_PER_S + 1})
+
+            store.end_beginning(None, last_s=1000)
+
+            assert (store.is_begun_anew, store.floor()) == (False, None)
+            assert store.number(FLOOR_NS) == 1000 * NS_PER_S + 1
+            assert store.next_counter("ack") == 1000 * 1000 + 2
+
+    def test_where_there_was_none_before_nothing_is_kept(self, tmp_path: Path) -> None:
+        with Store.open(tmp_path / "state") as store:
+            store.end_beginning(None, last_s=0)
+
+            assert (store.is_begun_anew, store.floor()) == (False, None)
+            assert (store.number("ack"), store.number(FLOOR_NS)) == (None, None)
+
+
+class TestFull:
+    """An append where the file can take no more."""
+
+    def full(self, store: Store, more_pages: int = 0) -> None:
+        """Let the spool's file grow by no more than that."""
+        assert store._spool.spool is not None
+        db = store._spool.spool._db
+        ((pages,),) = db.rows("PRAGMA page_count")
+        db.rows(f"PRAGMA max_page_count = {pages + more_pages}")
+
+    @pytest.mark.parametrize("min_free_bytes", [0, 1])
+    def test_older_envelopes_give_way_for_one_that_does_not_fit(
+        self, tmp_path: Path, min_free_bytes: int
+    ) -> None:
+        """As in a full spool, and whatever the disk says that it has."""
+        limits = SpoolLimits(min_free_bytes=min_free_bytes)
+        with Store.open(tmp_path / "state", limits=limits) as store:
+            with_grants(store, "a")
+            for _ in range(10):
+                put(store, "a", LARGE)
+            self.full(store)
+
+            assert put(store, "a", LARGE) == 11
+            assert [gap.first_n for gap in store.gaps(9)] == [1]
+            assert store.counts()["a"].envelopes == 11 - store.gaps(9)[0].last_n
+
+    def test_of_several_that_do_not_fit_each_is_refused_once(self, tmp_path: Path) -> None:
+        with Store.open(tmp_path / "state") as store:
+            with_grants(store, "a")
+            self.full(store)
+            huge = [replace(new("a"), recipient="r" * 40_000) for _ in range(2)]
+
+            kept = store.append_all(huge)
+
+            assert [isinstance(one, StoreError) for one in kept] == [True, True]
+            self.full(store, 99)
+            store.expire(1)
+            assert [(g.first_n, g.last_n, g.why) for g in store.gaps(9)] == [(1, 2, "evicted")]
+
+    def test_what_cannot_be_sealed_is_tried_once(self, tmp_path: Path) -> None:
+        tried: list[int] = []
+
+        def fails(n: int) -> bytes:
+            tried.append(n)
+            raise StoreError("no key")
+
+        with Store.open(tmp_path / "state") as store:
+            with_grants(store, "a")
+
+            (kept,) = store.append_all([replace(new("a"), seal=fails)])
+
+            assert (isinstance(kept, StoreError), tried) == (True, [1])
+            assert put(store, "a") == 1
 
 
 class TestErasure:
