@@ -50,7 +50,7 @@ test-long: venv ## Kill a vehicle a thousand times, cut its power, drive a day, 
 	$(BIN)/python -m tests.powercut --cuts $(or $(CUTS),50) --seed $(or $(SEED),1) --report docs/reports/powercut.md
 	$(BIN)/python -m tests.soak --hours $(or $(HOURS),24) --seed $(or $(SEED),1) --report docs/reports/soak.md
 	$(BIN)/python -m tests.outage --seed $(or $(SEED),1) --report docs/reports/outage.md
-	@tests/vm/run uml -m long tests/vm/guest
+	@VMKIT_TIMEOUT=2400 tests/vm/run uml -m long tests/vm/guest
 
 fuzz: venv ## Mutate a million documents, envelopes, files and frames, sign them again, and judge what is taken.
 	$(BIN)/python -m tests.fuzz --executions $(or $(EXECUTIONS),1100000) --seed $(or $(SEED),1) --report docs/reports/fuzz.md
