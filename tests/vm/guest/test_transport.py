@@ -16,7 +16,7 @@ from agent.core.canfilter import compile_filters
 from agent.core.dbc import parse_dbc
 from agent.core.mapping import parse_mapping
 from agent.core.model import CAN_EFF_FLAG, Frame
-from agent.core.obd import Question
+from agent.core.obd import Question, questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan, compile_plan
 from agent.core.replay import Replay
@@ -27,6 +27,9 @@ from tests.vm.guest.tap import Tap
 
 BUS = "vcan0"
 FRAME = struct.Struct("<IB3x8s")  # linux/can.h: struct can_frame
+VEHICLES = car.ROOT / "config" / "vehicles"
+OBD_DBCS = ("obd2.dbc", "obd2_answers.dbc")
+EXAMPLE = "1M8GDM9AXKP042788"  # Published; no vehicle has it.
 CHARGE = "Vehicle.Powertrain.TractionBattery.StateOfCharge.Displayed"
 CASES = {
     "ev_uds/nissan_leaf_uds.MF4": (
@@ -144,4 +147,65 @@ def test_questions_go_onto_the_bus_and_end_at_once(unit: list[bytes]) -> None:
     assert settled >= 5
     assert len(unit) == settled
     assert set(unit) == {b"\x02\x01\x0d\xcc\xcc\xcc\xcc\xcc"}
+    assert (poller.unanswered, poller.failure) == (0, None)
+
+
+@pytest.fixture
+def kernels_unit() -> Iterator[list[bytes]]:
+    """A control unit that says its VIN through the kernel's own ISO-TP; keeps what it was asked."""
+    asked: list[bytes] = []
+    stop = threading.Event()
+    sock = socket.socket(socket.AF_CAN, socket.SOCK_DGRAM, socket.CAN_ISOTP)
+    sock.bind((BUS, 0x7E0, 0x7E8))
+    sock.settimeout(0.1)
+
+    def answer() -> None:
+        while not stop.is_set():
+            try:
+                asked.append(sock.recv(64))
+            except TimeoutError:
+                continue
+            sock.send(b"\x49\x02\x01" + EXAMPLE.encode())
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield asked
+    stop.set()
+    thread.join()
+    sock.close()
+
+
+@pytest.mark.qemu
+def test_a_vin_is_asked_for_and_let_go_on_as_the_kernels_iso_tp_wants_it(
+    kernels_unit: list[bytes],
+) -> None:
+    """Three frames, of which the kernel sends two only after our flow control."""
+    made = bind(
+        parse_mapping((VEHICLES / "obd2_gnss.vspec").read_bytes(), name="m"),
+        [parse_dbc((car.ROOT / "dbc" / name).read_bytes(), name=name) for name in OBD_DBCS],
+        car.catalogue(),
+        bus=BUS,
+    )
+    plan = compile_plan(
+        car.policy({"g": {"read_vin": {}}}),
+        car.catalogue(),
+        made,
+        now_ns=time.time_ns(),
+        named_buses=[BUS],
+    )
+    poller = ObdPoller("obd", interface="socketcan", channel=BUS, options={}, max_per_s=20)
+    with Tap(BUS) as tap:
+        tap.reader.set_filters(compile_filters(plan, BUS).filters)
+        poller.start()
+        try:
+            poller.ask(questions(plan, made, BUS), 1 << 62)
+            deadline_s = time.monotonic() + 20
+            while len(tap.frames) < 3 and time.monotonic() < deadline_s:
+                time.sleep(0.05)
+        finally:
+            poller.close()
+
+    assert values(plan, tap.frames) == [EXAMPLE]
+    assert tap.ids() == {0x7E8}
+    assert set(kernels_unit) == {b"\x09\x02"}
     assert (poller.unanswered, poller.failure) == (0, None)
