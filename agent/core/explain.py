@@ -134,6 +134,8 @@ def _entry(bound: Bound) -> str:
         parts.append(f"from source address {entry.source:#04x} only")
     if entry.multiplexer:
         parts.append("only from frames in which its multiplexer says so")
+    if entry.text is not None:
+        parts.append(f"its bytes are characters ({entry.text})")
     return ", ".join(parts)
 
 
@@ -145,7 +147,8 @@ def _where(bound: Bound) -> str:
             ", extended" if bound.can_id & CAN_EFF_FLAG else ""
         )
     bus = f"bus {bound.bus}" if bound.bus is not None else "every bus"
-    return f"{bound.message}.{bound.field.name}, {key}, on {bus}"
+    parts = ", in messages of several frames" if bound.is_transported else ""
+    return f"{bound.message}.{bound.field.name}, {key}{parts}, on {bus}"
 
 
 def _bus_step(path: str, view: View, bounds: list[Bound], takes: list[Take]) -> Step:

@@ -536,3 +536,31 @@ def test_an_aggregate_is_one_story_however_many_functions_it_has() -> None:
     assert [s.name for s in found.steps].count("taken") == 1
     assert step(found, "thinned").text.startswith("100 values entered a window or were let go")
     assert found.verdict == "leaves the vehicle for r-g (grant g)"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "where"),
+    [
+        ("obd2_29bit.vspec", "id 0x18daf110, extended"),
+        ("j1939_truck.vspec", "PGN 65260 (0xfeec)"),
+    ],
+)
+def test_a_text_that_comes_in_several_frames_is_told_as_such(mapping: str, where: str) -> None:
+    dbcs = [
+        parse_dbc((car.ROOT / "dbc" / name).read_bytes(), name=name)
+        for name in ("obd2.dbc", "obd2_answers.dbc", "j1939.dbc")
+    ]
+    made = bind(
+        parse_mapping((car.ROOT / "config/vehicles" / mapping).read_bytes(), name=mapping),
+        dbcs,
+        car.catalogue(),
+        bus="body",
+    )
+
+    found = explain(
+        "Vehicle.VehicleIdentification.VIN",
+        view(car.policy({"g": {"read_vin": {}}}), binding=made),
+    )
+
+    assert step(found, "mapping").text.endswith("its bytes are characters (vin)")
+    assert f"{where}, in messages of several frames, on bus body" in step(found, "dbc").text
