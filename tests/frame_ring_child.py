@@ -25,7 +25,7 @@ _NUMBER = struct.Struct("<I4x")
 
 def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
-    ring = FrameRing("b", int(sys.argv[2]))
+    ring = FrameRing("b", "can0", int(sys.argv[2]))
     path = Path(sys.argv[3])
     row = path.read_bytes().count(b"\n")
     ring.take_up(row)

@@ -25,7 +25,7 @@ def test_a_reader_that_is_killed_loses_nothing_and_stores_nothing_twice(tmp_path
     rng = random.Random(20261124)
     file = tmp_path / "stored"
     file.touch()
-    ring = FrameRing("b")
+    ring = FrameRing("b", "can0")
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inbound,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outbound,

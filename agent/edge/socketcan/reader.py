@@ -88,8 +88,9 @@ class SocketCanReader:
         self._condition = Condition(name)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._gather_s = 0.0
-        self._ring = FrameRing(name)
+        self._ring = FrameRing(name, channel)
         self._is_ring_kept = False
+        self._has_rest = False  # Of what the process before us read.
         self._receiver = Receiver(self._ring)  # The thread's own, as what follows.
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"bus-{name}", daemon=True)
@@ -107,15 +108,16 @@ class SocketCanReader:
         """Go on with a ring that was kept over a kill; before `set_filters`.
 
         Args:
-            descriptor: Ours from now on.
+            descriptor: Ours from now on. If it is not a ring of this interface it is closed.
             last_row: Of the spool; tells what in the ring is stored.
         """
         self._ring.close()
-        self._ring = FrameRing(self.name, descriptor)
+        self._ring = FrameRing(self.name, self._channel, descriptor)
         self._is_ring_kept = True
         self._receiver = Receiver(self._ring)
         left, abandoned = self._ring.take_up(last_row)
         if left:
+            self._has_rest = True
             _log.info("frames found", extra={"bus": self.name, "frames": left})
         if abandoned:
             self._condition.abandon(abandoned)
@@ -198,7 +200,7 @@ class SocketCanReader:
 
     def _run(self) -> None:
         try:
-            if not self._hand_over_rest():
+            if self._has_rest and not self._hand_over_rest():
                 return
             pause_s = MIN_PAUSE_S
             while not self._stop.is_set():
@@ -231,17 +233,18 @@ class SocketCanReader:
             False if we are to end before that is done: nothing that came later may be handed over
             then, or its place would stand for all.
         """
-        for frames, place in self._ring.rest():
-            while not self._has_room(len(frames)):
+        rest = self._ring.rest()
+        while True:
+            while not self._has_room(MAX_FRAMES):
                 self.turns += 1
                 if self._stop.wait(ROOM_PAUSE_S):
                     return False
-            with self._lock:
-                if not self._filters:
-                    return True  # Nobody may have them any more.
-                self._condition.note(frames)
-            self._sink(frames, place)
-        return True
+            with self._lock:  # What `set_filters` lets go is not read behind it.
+                chunk = next(rest, None)
+                if chunk is None:
+                    return True
+                self._condition.note(chunk[0])
+            self._sink(*chunk)
 
     def _await_frames(self, descriptor: int) -> None:
         """Wait for a first frame and those that follow it closely, or for `set_filters`.

@@ -12,6 +12,7 @@ Rules:
  * What is stored, or let go with its consent, is overwritten with zeros.
  * Up to where frames are about to be stored is announced together with the spool's row that will
    tell that they are: of a process that was killed behind the commit, nothing is stored twice.
+ * A ring is of one interface: what a bus of the same name read from another one is not taken up.
  * When frames come faster than they are stored the oldest are overwritten, which matters to nobody
    but a process that is killed then.
  * What was handed over three times and never stored is let go: it may be what ends the process.
@@ -36,9 +37,10 @@ PAYLOAD_BYTES = 72  # struct canfd_frame: canid_t, length, 3 bytes, data; struct
 CONTROL_BYTES = 64
 CMSG = struct.Struct("@Nii0N")  # struct cmsghdr: size_t and two ints; data is aligned (cmsg(3)).
 
-# Words of the page.
-_KIND, _ID, _HEAD, _LANDED, _TAIL, _ANNOUNCED, _ROW, _TRIES, _IS_LONG = range(9)
-_LAYOUT = int.from_bytes(b"frames 1", sys.byteorder)
+_LAYOUT = b"frames 2"  # The page begins with it,
+_CHANNEL_BYTES = 16  # and with the interface's name (linux/if.h: IFNAMSIZ).
+# Words of the page behind that.
+_ID, _HEAD, _LANDED, _TAIL, _CLEARED, _ANNOUNCED, _ROW, _TRIES, _IS_LONG = range(3, 12)
 _NO_ROW = (1 << 64) - 1
 _PAYLOAD_WORDS = PAYLOAD_BYTES // 8
 _SHORT_WORDS = 2  # Of a classic frame.
@@ -56,6 +58,7 @@ _WORDS_AT = _TIMES_AT + 2 * RING_FRAMES * 4
 _SIZE = _WORDS_AT + _PAYLOAD_WORDS * RING_FRAMES * 8
 
 _NO_PAYLOADS = bytes(MAX_FRAMES * PAYLOAD_BYTES)
+_NO_CONTROLS = bytes(MAX_FRAMES * CONTROL_BYTES)
 _ZEROED = 4096  # Frames at a time.
 _ZEROS_32 = memoryview(bytes(4 * _ZEROED)).cast("I")
 _ZEROS_64 = memoryview(bytes(8 * _ZEROED)).cast("Q")
@@ -69,17 +72,19 @@ class FrameRing:
         controls: Of the landing, `CONTROL_BYTES` for each row; all zero between two calls.
     """
 
-    def __init__(self, bus: str, descriptor: int | None = None) -> None:
+    def __init__(self, bus: str, channel: str, descriptor: int | None = None) -> None:
         """Make a ring, or take up one that was kept.
 
         Args:
             bus: The bus's name in frames.
-            descriptor: Ours from now on. If it is no ring of this layout it is closed, and a new
-                one is made.
+            channel: The interface that they come from.
+            descriptor: Ours from now on. If it is no ring of this layout and interface it is
+                closed, and a new one is made.
         """
         self.bus = bus
         self._lock = threading.Lock()  # Between who adds and who clears what is stored.
-        is_kept = descriptor is not None and _is_ring(descriptor)
+        kind = _LAYOUT + channel.encode()[:_CHANNEL_BYTES].ljust(_CHANNEL_BYTES, b"\0")
+        is_kept = descriptor is not None and _is_ring(descriptor, kind)
         if descriptor is not None and not is_kept:
             os.close(descriptor)
         if descriptor is None or not is_kept:
@@ -97,7 +102,7 @@ class FrameRing:
         if not is_kept:
             self._page[_ID] = int.from_bytes(os.urandom(8), sys.byteorder)
             self._page[_ROW] = _NO_ROW
-            self._page[_KIND] = _LAYOUT
+            whole[: len(kind)] = kind
 
     @property
     def place(self) -> Place:
@@ -113,8 +118,7 @@ class FrameRing:
         Returns:
             How many frames `rest` will yield, and how many are lost: overwritten, or let go.
         """
-        if self._page[_ROW] <= last_row:
-            self._forget(self._page[_ANNOUNCED])
+        self._forget(self._page[_ANNOUNCED] if self._page[_ROW] <= last_row else 0)
         self._page[_ROW] = _NO_ROW
         if self._page[_LANDED] == self._page[_HEAD]:
             self.keep_rows([row for row in range(MAX_FRAMES) if self._is_frame(row)])
@@ -129,12 +133,16 @@ class FrameRing:
         return left, overwritten
 
     def rest(self) -> Iterator[tuple[list[Frame], Place]]:
-        """Yield the frames that are not stored, in chunks of `MAX_FRAMES`, each with its end."""
-        identity, end = self._page[_ID], self._page[_HEAD]
-        for first in range(self._start, end, MAX_FRAMES):
+        """Yield the frames that are not stored, in chunks of `MAX_FRAMES`, each with its end.
+
+        What is let go meanwhile is passed over.
+        """
+        identity, first, end = self._page[_ID], self._start, self._page[_HEAD]
+        while first < end:
             last = min(first + MAX_FRAMES, end)
             frames = [self._frame(position % RING_FRAMES) for position in range(first, last)]
             yield frames, Place(self.bus, identity, last)
+            first = max(last, self._start)
 
     def keep(self, count: int) -> None:
         """Take over the first rows of the landing, all of them frames, and clear them."""
@@ -190,12 +198,16 @@ class FrameRing:
         return max(self._page[_TAIL], self._page[_HEAD] - RING_FRAMES)
 
     def _forget(self, position: int) -> None:
+        """Let go what came before a position; overwrite it, and what a kill left of before."""
         with self._lock:
-            start, end = self._start, min(position, self._page[_HEAD])
-            if end <= self._page[_TAIL]:
-                return
-            self._page[_TAIL] = end
-            self._page[_TRIES] = 0
+            end = min(position, self._page[_HEAD])
+            if end > self._page[_TAIL]:
+                self._page[_TAIL] = end
+                self._page[_TRIES] = 0
+            start, end = (
+                max(self._page[_CLEARED], self._page[_HEAD] - RING_FRAMES),
+                self._page[_TAIL],
+            )
             while start < end:
                 slot = start % RING_FRAMES
                 many = min(end - start, RING_FRAMES - slot, _ZEROED)
@@ -204,6 +216,7 @@ class FrameRing:
                 for column in self._words[: self._word_count]:
                     column[slot : slot + many] = _ZEROS_64[:many]
                 start += many
+            self._page[_CLEARED] = end
 
     def _note_long(self, *, is_long: bool) -> None:
         """Remember that more than eight bytes came in a frame: without, columns stay unused."""
@@ -225,9 +238,7 @@ class FrameRing:
 
     def _clear_landing(self, count: int) -> None:
         """Empty the first rows, and let the landing be that of the next frames."""
-        self._landed_halves[_SECONDS : count * _CONTROL_HALVES : _CONTROL_HALVES] = _ZEROS_32[
-            :count
-        ]
+        self.controls[: count * CONTROL_BYTES] = _NO_CONTROLS[: count * CONTROL_BYTES]
         self.payloads[: count * PAYLOAD_BYTES] = _NO_PAYLOADS[: count * PAYLOAD_BYTES]
         self._page[_LANDED] = self._page[_HEAD]
 
@@ -253,10 +264,9 @@ def _columns(words: "memoryview[int]", count: int) -> "list[memoryview[int]]":
     return [words[n * RING_FRAMES : (n + 1) * RING_FRAMES] for n in range(count)]
 
 
-def _is_ring(descriptor: int) -> bool:
-    """Tell whether it is the memory of a ring with this layout."""
+def _is_ring(descriptor: int, kind: bytes) -> bool:
+    """Tell whether it is the memory of a ring that begins like this."""
     try:
-        kind = os.pread(descriptor, 8, 0)
-        return os.fstat(descriptor).st_size == _SIZE and kind == _LAYOUT.to_bytes(8, sys.byteorder)
+        return os.fstat(descriptor).st_size == _SIZE and os.pread(descriptor, len(kind), 0) == kind
     except OSError:
         return False

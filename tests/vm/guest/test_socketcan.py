@@ -185,7 +185,7 @@ def test_frames_that_the_process_is_too_slow_for_are_counted(tap: Tap, sender: S
 @pytest.mark.usefixtures("small_buffers")
 def test_a_frame_brings_the_count_of_those_dropped_before_it(sender: Sender) -> None:
     """SO_RXQ_OVFL: told without being asked, from the first frame behind the gap on."""
-    receiver = Receiver(FrameRing("b"))
+    receiver = Receiver(FrameRing("b", "can0"))
     with open_raw("vcan0", [exact_filter(COUNTED)]) as sock:
         sender.send_all((COUNTED, struct.pack("<I", n)) for n in range(1000))
         before = [received.drops for received in emptied(sock, receiver)]
