@@ -20,7 +20,7 @@ from agent.core.obd import Question, questions
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan, compile_plan
 from agent.demo.judge import Auditor
-from agent.edge.obd import ASLEEP_AFTER, ObdPoller
+from agent.edge.obd import ASLEEP_AFTER, TESTER_PAUSE_S, ObdPoller
 from agent.edge.pycan import PyCanReader
 from agent.errors import ConfigError
 from tests import car
@@ -260,6 +260,31 @@ def test_another_tester_goes_first(unit: ControlUnit, poller: ObdPoller, channel
     time.sleep(0.6)
 
     assert len(unit.asked) == settled
+
+
+@pytest.mark.parametrize(
+    ("can_id", "is_extended", "is_foreign"),
+    [
+        (0x7DF, False, True),  # ISO 15765-4: functional,
+        (0x7E3, False, True),  # to one unit,
+        (0x18DB33F1, True, True),  # and the same with 29 bits.
+        (0x18DA10F1, True, True),
+        (0x7DF, True, False),
+        (0x7EB, False, False),
+        (0x18DAF110, True, False),
+        (0x18DB10F1, True, False),
+    ],
+)
+def test_requests_of_others_are_told_from_answers(
+    can_id: int,
+    is_extended: bool,  # noqa: FBT001 - pytest's call
+    is_foreign: bool,  # noqa: FBT001 - pytest's call
+) -> None:
+    poller = ObdPoller("obd", interface="virtual", channel="none", options={}, max_per_s=5)
+
+    poller._heed(can.Message(arbitration_id=can_id, is_extended_id=is_extended, data=b"\x02\x01"))
+
+    assert (poller._free_s > time.monotonic() + TESTER_PAUSE_S - 1) == is_foreign
 
 
 def test_a_bus_that_cannot_be_opened_is_told_and_does_not_end_it(

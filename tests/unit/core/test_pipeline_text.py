@@ -4,6 +4,7 @@ OBD-II (SAE J1979, ISO 15031-5): 49 02 01, then 17 characters, by ISO 15765-2 in
 J1939 (SAE J1939-71, PGN 65260): the characters, then `*`, by a broadcast of three packets.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -215,6 +216,29 @@ def test_it_is_a_question_for_those_who_want_it_once() -> None:
     asked = {(q.service, q.pid): q.once for q in questions(plan, bound(), "obd")}
 
     assert asked == {(9, 2): {("g", VIN), ("h", VIN)}, (1, 13): frozenset()}
+
+
+def test_a_vin_that_a_tester_reads_by_uds_is_taken_with_the_dbc_of_the_document() -> None:
+    """ISO 14229-1: 62, the identifier F190, then 17 characters."""
+    document = (car.ROOT / "docs" / "mapping.md").read_text("utf-8")
+    dbc, leaf = re.findall(r"```dbc\n(.*?)```.*?```yaml\n(.*?)```", document, re.DOTALL)[0]
+    made = bind(
+        parse_mapping(leaf.encode(), name="m"),
+        [parse_dbc(dbc.encode(), name="d")],
+        car.catalogue(),
+        bus=None,
+    )
+    answer = OBD_ANSWER.replace("49 02 01", "62 F1 90")
+    other = OBD_ANSWER.replace("49 02 01", "62 F1 91")
+    pipeline = Pipeline(planned(made, {"read_vin": {}}))
+
+    pipeline.feed([*obd(other, 0x7EA), *obd(OBD_ANSWER, 0x7EA), *obd(answer, 0x7EA)])
+    pipeline.stop()
+
+    (batch,) = pipeline.drain()
+    assert [(s.path, s.value) for s in batch.samples()] == [(VIN, EXAMPLE)]
+    assert pipeline.counts()["g", VIN].drops == {}
+    assert made.warnings == ()
 
 
 DBC = b"""VERSION ""
