@@ -43,6 +43,7 @@ bench: venv ## Measure speed, size and writes; then, in the guest, reading a ful
 	$(BIN)/python -m tests.bench.bench_ledger
 	$(BIN)/python -m tests.bench.bench_spool
 	$(BIN)/python -m tests.bench.bench_revocation
+	$(BIN)/python -m tests.bench.bench_process --captures $(CAPTURES)
 	@$(MAKE) bench-vm
 
 test-long: venv ## Kill a vehicle a thousand times, cut its power, drive a day, be offline for hours; account for all.

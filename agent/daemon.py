@@ -52,7 +52,8 @@ from agent.edge.switch import FileSwitch
 from agent.edge.systemd import Unit
 from agent.edge.uplink import Connected, Uplink
 from agent.errors import AgentError, ConfigError
-from agent.parts import Parts, spool_limits
+from agent.parts import Parts
+from agent.settings import spool_limits
 from agent.watch import Lane, Movement
 
 if TYPE_CHECKING:

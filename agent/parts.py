@@ -7,15 +7,13 @@ Rules:
 """
 
 import hashlib
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from agent.config import Bus, Config, Control, Switch
-from agent.config import Uplink as UplinkSection
 from agent.core.binding import Binding, bind, merge
 from agent.core.catalogue import Catalogue
 from agent.core.cose import DeviceKey
@@ -25,12 +23,12 @@ from agent.core.mapping import parse_mapping
 from agent.core.permission import Permissions
 from agent.core.switch import SwitchSignal, find_switch
 from agent.edge.files import load_catalogue, load_trust, read_file
-from agent.edge.keys import certificate_end_s, client_tls, load_device_key, load_secret
 from agent.edge.people import find_group, find_permissions
-from agent.edge.store import ClassLimit, SpoolLimits
-from agent.edge.uplink import Proxy, TlsSource, UplinkConfig
 from agent.errors import AgentError, ConfigError
 from agent.resources import shipped
+
+if TYPE_CHECKING:
+    from agent.edge.uplink import UplinkConfig
 
 _T = TypeVar("_T")
 
@@ -53,7 +51,7 @@ class Parts:
     named_buses: tuple[str, ...]
     trust: Trust
     device: DeviceKey
-    uplink: UplinkConfig
+    uplink: "UplinkConfig"
     permissions: Permissions
     control_group: int | None
     switch: SwitchSignal | None
@@ -126,9 +124,13 @@ def load_parts(config: Config) -> Parts:
     faults = _Faults()
     catalogue = faults.keep(lambda: _catalogue(config))
     buses = [_bus(bus, config.switch, catalogue, faults) for bus in config.bus]
+    # Not at the top: what reading a large DBC has freed is room for these modules, 2 MiB.
+    from agent.edge.keys import load_device_key  # noqa: PLC0415
+    from agent.settings import uplink_config  # noqa: PLC0415
+
     device = faults.keep(lambda: load_device_key(config.keys.device))
     trust = faults.keep(lambda: load_trust(config.vehicle.trust, catalogue))
-    uplink = faults.keep(lambda: _uplink_config(config))
+    uplink = faults.keep(lambda: uplink_config(config))
     permissions = faults.keep(lambda: _permissions(config.control))
     group = config.control.group
     control_group = None if group is None else faults.keep(lambda: find_group(group))
@@ -227,70 +229,3 @@ def _permissions(control: Control) -> Permissions:
     default = Control()
     changed = [key for key, names in lists.items() if names != getattr(default, key)]
     return find_permissions(lists, written=changed)
-
-
-def spool_limits(config: Config) -> SpoolLimits:
-    """Return what the spool keeps, as the configuration says."""
-    spool = config.spool
-    return SpoolLimits(
-        max_bytes=spool.max_bytes,
-        max_age_s=spool.max_age_s,
-        min_free_bytes=spool.min_free_bytes,
-        classes={
-            name: ClassLimit(spool.class_max_bytes.get(name), spool.class_max_age_s.get(name))
-            for name in spool.class_max_bytes.keys() | spool.class_max_age_s.keys()
-        },
-        evict_first=spool.evict_first,
-    )
-
-
-def _uplink_config(config: Config) -> UplinkConfig:
-    uplink = config.uplink
-    return UplinkConfig(
-        host=uplink.host,
-        port=uplink.port,
-        vehicle=config.vehicle.id,
-        client_id=config.vehicle.id,
-        tls=None if uplink.plaintext_loopback else _tls(uplink),
-        keepalive_s=uplink.keepalive_s,
-        window=uplink.window,
-        max_rate_per_s=uplink.max_rate_per_s,
-        min_backoff_s=uplink.min_backoff_s,
-        max_backoff_s=uplink.max_backoff_s,
-        plaintext_loopback=uplink.plaintext_loopback,
-        proxy=_proxy(uplink),
-        redirects=uplink.redirects,
-        allow_mqtt_3_1_1=uplink.allow_mqtt_3_1_1,
-        reconnect_for_new_certificate=uplink.reconnect_for_new_certificate,
-        when=uplink.when,
-    )
-
-
-def _tls(uplink: UplinkSection) -> TlsSource:
-    ca, certificate, private_key = uplink.ca, uplink.certificate, uplink.private_key
-    if ca is None or certificate is None or private_key is None:
-        raise ConfigError(
-            "uplink: ca, certificate and private_key are needed for TLS",
-            hint="name the three files; plaintext is for loopback only, with "
-            "plaintext_loopback = true",
-        )
-
-    def make() -> tuple[ssl.SSLContext, int]:
-        context = client_tls(
-            ca=ca,
-            certificate=certificate,
-            private_key=private_key,
-            allow_tls_1_2=uplink.allow_tls_1_2,
-            alpn=uplink.alpn,
-        )
-        return context, certificate_end_s(certificate)
-
-    return TlsSource(make, files=(ca, certificate, private_key))
-
-
-def _proxy(uplink: UplinkSection) -> Proxy | None:
-    if uplink.proxy is None:
-        return None
-    host, _, port = uplink.proxy.removeprefix("http://").partition(":")
-    secret = uplink.proxy_credentials
-    return Proxy(host, int(port), None if secret is None else load_secret(secret))

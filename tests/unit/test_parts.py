@@ -1,5 +1,7 @@
 """What the files of a configuration amount to, and what is told of those that are wrong."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,16 @@ def test_names_that_nobody_has_are_told_with_the_other_faults(folder: Path) -> N
 def with_sections(folder: Path, **sections: Any) -> Config:
     made = config(folder).model_dump(exclude={"control", "switch", "time", "state"}, mode="json")
     return parse_config(made | sections, folder)
+
+
+def test_files_are_read_before_the_lanes_modules_are_imported() -> None:
+    """What reading a large DBC has freed is room for them: 4 MiB less (docs/operate.md)."""
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, agent.cli.run, agent.life; print(*sys.modules)"],
+        capture_output=True,
+        check=True,
+    )
+
+    assert b"agent.parts" in told.stdout.split()
+    late = {b"agent.daemon", b"agent.control", b"agent.edge.uplink", b"agent.edge.store", b"paho"}
+    assert late.isdisjoint(told.stdout.split())
