@@ -34,6 +34,7 @@ def _resolve(value: Any, info: ValidationInfo) -> Any:
 _File = Annotated[Path, BeforeValidator(_resolve)]
 _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Proxy = Annotated[str, Field(pattern=r"^http://[^/@\s:]+:[0-9]{1,5}$")]
+_OURS = {"socketcan", "gnss"}  # Read by ourselves; all others through python-can.
 _SHARED = {"socketcan", "udp_multicast", "virtual"}  # Two can have such a bus open at once.
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -71,7 +72,7 @@ class Bus(_Section):
     name: _Id
     interface: str = "socketcan"
     """A python-can interface name, or "gnss" for a receiver on a serial line."""
-    channel: str
+    channel: Annotated[str, Field(min_length=1)]
     dbc: Annotated[tuple[_File, ...], Field(strict=False)]
     mapping: _File
     options: dict[str, str | int | float | bool] = {}
@@ -84,11 +85,23 @@ class Bus(_Section):
                 f"options: socketcan has none, found {', '.join(self.options)}; CAN FD is always "
                 "read, and the bit rate belongs to the system"
             )
+        if self.interface not in _OURS and (known := _adapters()).isdisjoint({self.interface}):
+            raise ValueError(
+                f"interface: found {self.interface}, expected one of "
+                f"{', '.join(sorted(known | _OURS))}"
+            )
         if self.interface == "gnss" and not _is_gnss(self.options):
             raise ValueError(
                 f"options: gnss has baudrate, a whole number, found {', '.join(self.options)}"
             )
         return self
+
+
+def _adapters() -> frozenset[str]:
+    """Return the kinds of adapters that python-can knows, those of its plug-ins too."""
+    from can.interfaces import VALID_INTERFACES  # noqa: PLC0415 - most vehicles need none of it
+
+    return frozenset(VALID_INTERFACES)
 
 
 def _is_gnss(options: dict[str, str | int | float | bool]) -> bool:

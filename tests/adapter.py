@@ -20,6 +20,7 @@ class Script:
             where it stands instead of a list; with an event it hangs until that is set. Behind the
             last, the last one's channel is silent.
         opened_s: When each opening was tried, as by time.monotonic.
+        options: With what.
     """
 
     scripts: dict[str, "Script"] = {}  # noqa: RUF012 - by channel, as real adapters are found
@@ -27,10 +28,12 @@ class Script:
     def __init__(self, channel: str, *openings: Iterable[Step] | Exception) -> None:
         self.openings = deque(openings)
         self.opened_s: list[float] = []
+        self.options: list[dict[str, Any]] = []
         self.scripts[channel] = self
 
-    def next(self) -> deque[Step]:
+    def next(self, options: dict[str, Any]) -> deque[Step]:
         self.opened_s.append(time.monotonic())
+        self.options.append(options)
         opening = self.openings.popleft() if self.openings else ()
         if isinstance(opening, Exception):
             raise opening
@@ -42,7 +45,7 @@ class ScriptedBus(can.BusABC):
 
     def __init__(self, channel: str, **options: Any) -> None:
         self._is_shutdown = True  # Until it is open, for BusABC.__del__.
-        self._steps = Script.scripts[channel].next()
+        self._steps = Script.scripts[channel].next(options)
         super().__init__(channel=channel, **options)
         self._is_shutdown = False
 

@@ -176,6 +176,7 @@ class ObdPoller:
                 channel=self._channel,
                 interface=self._interface,
                 can_filters=[*_ANSWERS, *_FOREIGN_REQUESTS],
+                ignore_config=True,  # What agent.toml says, and not a can.conf somewhere.
                 **self._options,  # type: ignore[arg-type] # adapters define their own
             )
         except (can.CanError, OSError, ValueError, ImportError, TypeError) as exc:

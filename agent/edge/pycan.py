@@ -35,6 +35,8 @@ from agent.errors import BusError
 CHUNK = 256  # Frames handed over at once; bounds the time until a new plan is looked at.
 FAR_NS = 10 * NS_PER_S  # A time that is further from ours than this is of another clock.
 
+# An adapter that acknowledges frames takes part in the bus: only if somebody says so.
+_DEFAULTS: dict[str, dict[str, bool]] = {"slcan": {"listen_only": True}}
 # Whose error frames are those of linux/can/error.h.
 _LINUX_ERRORS = {"gs_usb", "socketcand"}
 
@@ -42,13 +44,19 @@ _LINUX_ERRORS = {"gs_usb", "socketcand"}
 def open_bus(
     interface: str, channel: str, options: Mapping[str, str | int | float | bool]
 ) -> can.BusABC:
-    """Open a python-can bus.
+    """Open a python-can bus: as told here, whatever python-can's own files and environment say.
 
     Raises:
         BusError: The interface is unknown, its library is missing, or the adapter is not there.
     """
     try:
-        return can.Bus(channel=channel, interface=interface, **options)  # type: ignore[arg-type] # adapters define their own
+        return can.Bus(
+            channel=channel,
+            interface=interface,
+            # Without it a can.conf somewhere, or CAN_BITRATE, adds what nobody told us.
+            ignore_config=True,
+            **{**_DEFAULTS.get(interface, {}), **options},  # type: ignore[arg-type] # adapters define their own
+        )
     except Exception as exc:
         # Whatever it is: without its library one adapter raises NameError, another AttributeError,
         # and a serial port that is unplugged meanwhile termios.error.

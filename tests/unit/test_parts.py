@@ -132,3 +132,27 @@ def test_files_are_read_before_the_lanes_modules_are_imported() -> None:
     assert b"agent.parts" in told.stdout.split()
     late = {b"agent.daemon", b"agent.control", b"agent.edge.uplink", b"agent.edge.store", b"paho"}
     assert late.isdisjoint(told.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("bus", "fault"),
+    [
+        ({"interface": "slcam"}, r"found slcam, expected one of .*gs_usb.*slcan.*socketcan"),
+        ({"channel": ""}, r"bus\.0\.channel: String should have at least 1 character"),
+        ({"interface": "gnss", "options": {"baudrate": "fast"}}, "baudrate, a whole number"),
+        ({"options": {"bitrate": 500_000}}, "socketcan has none, found bitrate"),
+    ],
+)
+def test_a_bus_that_nobody_could_ever_read_is_an_error_of_the_configuration(
+    folder: Path, bus: dict[str, Any], fault: str
+) -> None:
+    """An empty channel would be every CAN interface of the machine (linux/can.h: ifindex 0)."""
+    with pytest.raises(ConfigError, match=fault):
+        config(folder, **bus)
+
+
+@pytest.mark.parametrize("interface", ["slcan", "pcan", "gs_usb", "virtual"])
+def test_an_adapter_that_python_can_knows_may_be_named_where_its_library_is_missing(
+    folder: Path, interface: str
+) -> None:
+    assert config(folder, interface=interface).bus[0].interface == interface

@@ -5,6 +5,7 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import can
@@ -68,6 +69,34 @@ def test_an_adapter_without_its_library_is_a_bus_error(interface: str) -> None:
     """python-can raises NameError for the first of them."""
     with pytest.raises(BusError, match=f"the bus 0 .{interface}. cannot be opened: ."):
         open_bus(interface, "0", {})
+
+
+def test_an_adapter_is_opened_as_it_was_told_whatever_stands_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """python-can reads can.conf in several folders, and its environment."""
+    (tmp_path / "can.conf").write_text("[default]\nfd = True\n")
+    monkeypatch.setenv("CAN_CONFIG", '{"bitrate": 125000}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(can.util, "CONFIG_FILES", [str(tmp_path / "can.conf")])
+    script = Script(CHANNEL)
+
+    open_bus("pcan", CHANNEL, {"bitrate": 500_000}).shutdown()
+    open_bus("pcan", CHANNEL, {}).shutdown()
+
+    assert script.options == [{"bitrate": 500_000}, {}]
+
+
+@pytest.mark.parametrize(("options", "listens_only"), [({}, True), ({"listen_only": False}, False)])
+def test_a_serial_adapter_takes_no_part_in_the_bus_unless_somebody_says_so(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], listens_only: object
+) -> None:
+    plug_in(monkeypatch, "slcan")
+    script = Script(CHANNEL)
+
+    open_bus("slcan", CHANNEL, options).shutdown()
+
+    assert script.options == [{"listen_only": listens_only}]
 
 
 @pytest.mark.parametrize(
