@@ -10,6 +10,7 @@ Rules:
  * When the configuration changes, the reader of a bus that is as before goes on.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -79,6 +80,8 @@ class Buses:
         """
         self._plan, self._extra = plan, extra
         for reader in self._readers.values():
+            if isinstance(reader, SocketCanReader):
+                reader.keep_only(_consent(plan))
             self._filter(reader)
 
     def start(self) -> None:
@@ -97,6 +100,8 @@ class Buses:
         for source in wanted.keys() - self._readers.keys():
             reader = self._readers[source] = self._reader(wanted[source])
             self._filter(reader)
+            if isinstance(reader, SocketCanReader):
+                reader.note_consent(_consent(self._plan))
             reader.start()
 
     def announce(self, places: Iterable[Place], row: int) -> None:
@@ -113,6 +118,12 @@ class Buses:
         """Let go what came up to these places: it is stored, or nobody may have it."""
         for reader, place in self._placed(places):
             reader.settle(place)
+
+    def taken_under(self, plan: Plan) -> None:
+        """Take note of the plan under which all was taken that is not settled yet."""
+        for reader in self._readers.values():
+            if isinstance(reader, SocketCanReader):
+                reader.note_consent(_consent(plan))
 
     def lanes(self) -> list[Lane]:
         """Return how each reader's thread is."""
@@ -190,6 +201,15 @@ class Buses:
 def source_of(bus: Bus) -> Source:
     """Return what makes a reader another one when it changes."""
     return bus.name, bus.interface, bus.channel, tuple(sorted(bus.options.items()))
+
+
+def _consent(plan: Plan) -> int:
+    """Return what tells one set of live grants from another, in any process.
+
+    What is left of a plan, such as the hours for which it holds, it says itself of each frame.
+    """
+    grants = sorted((grant.grant_id, grant.rev) for grant in plan.live)
+    return int.from_bytes(hashlib.sha256(repr(grants).encode()).digest()[:8])
 
 
 def _told(bus: BusHealth) -> BusStatus:

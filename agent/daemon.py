@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Self
 from agent.buses import Buses, source_of
 from agent.config import Bus, Config
 from agent.control import Agent, Batches, Consent, Journal, Surroundings, Switched
-from agent.control.agent import Event
+from agent.control.agent import Event, Swapped
 from agent.control.recovery import BY_DAMAGE, recover
 from agent.control.signers import trust_in_force
 from agent.core.admission import Admission
@@ -115,6 +115,7 @@ class Daemon:
             pipeline,
             on_batches=self._on_batches,
             clock=lambda: clock().wall_ns,
+            on_swap=lambda plan: self._post(Swapped(plan)),
             max_open_frames=RING_FRAMES * 3 // 4,
             switch=_signal_switch(config, parts),
             on_switch=self._on_switch,
@@ -310,6 +311,7 @@ class Daemon:
             look=self._look,
             announce=self.buses.announce,
             settle=self.buses.settle,
+            taken_under=self.buses.taken_under,
         )
 
     def _open_ledger(self, now: Reading) -> Ledger:

@@ -71,13 +71,20 @@ class Batches:
 
 
 @dataclass(frozen=True, slots=True)
+class Swapped:
+    """The capture lane has put a plan in force; what was open before it came ahead of this."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
 class Switched:
     """The vehicle's privacy switch has turned."""
 
     is_private: bool
 
 
-Event = Batches | Switched | Ask | UplinkEvent
+Event = Batches | Swapped | Switched | Ask | UplinkEvent
 
 
 class Agent:
@@ -97,6 +104,7 @@ class Agent:
         look: Callable[[], Surroundings],
         announce: Callable[[tuple[Place, ...], int], None] = lambda *_: None,
         settle: Callable[[tuple[Place, ...]], None] = lambda _: None,
+        taken_under: Callable[[Plan], None] = lambda _: None,
     ) -> None:
         """Put the lane together.
 
@@ -113,6 +121,7 @@ class Agent:
             announce: Told, before batches are stored, up to where their frames came, and the row
                 that the spool has when they are.
             settle: Told up to where frames are stored, or let go.
+            taken_under: Told the plan under which all was taken that is not settled.
         """
         self._vehicle = vehicle
         self._device = device
@@ -124,6 +133,7 @@ class Agent:
         self._look = look
         self._announce = announce
         self._settle = settle
+        self._taken_under = taken_under
         self._told_ns: int | None = None  # When the counters were published last,
         self._told_standing: object = None  # and how buses and lanes were then.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -236,6 +246,8 @@ class Agent:
         match event:
             case Batches():
                 self._keep(event)
+            case Swapped(plan):
+                self._taken_under(plan)
             case Switched(is_private):
                 self.local.switch(is_private=is_private)
             case Ask():

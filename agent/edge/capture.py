@@ -48,6 +48,7 @@ class Capture:
         *,
         on_batches: Callable[[list[Batch], tuple[Place, ...]], None],
         clock: Callable[[], int],
+        on_swap: Callable[[Plan], None] = lambda _: None,
         max_open_frames: int = MAX_FRAMES,
         switch: SignalSwitch | None = None,
         on_switch: Callable[[bool], None] = lambda _: None,
@@ -59,6 +60,8 @@ class Capture:
             on_batches: Gets closed batches, oldest first, and the place of each bus up to which
                 nothing is open any more, in this lane's thread. There may be places alone.
             clock: ns since the epoch, the same clock as the frames'.
+            on_swap: Gets each plan that was put in force, in this lane's thread, once what was open
+                under the one before has been handed over.
             max_open_frames: Batches close when so many frames of a bus have come; less than what
                 its reader keeps.
             switch: The privacy switch on CAN; owned by this lane from now on.
@@ -71,6 +74,7 @@ class Capture:
         self._is_private = False
         self._given = pipeline.plan  # What holds while the switch does not say private.
         self._on_batches = on_batches
+        self._on_swap = on_swap
         self._clock = clock
         self._max_open_frames = max_open_frames
         self._places: dict[str, Place] = {}  # Of each bus, since batches were sent last.
@@ -166,8 +170,7 @@ class Capture:
         while self._plans:
             self._given = self._plans.popleft()
             if not self._is_private:
-                self._pipeline.swap(self._given)
-                self._send()
+                self._put_in_force(self._given)
         frames, place = chunk or ([], None)
         if frames:
             with self._room:
@@ -226,9 +229,17 @@ class Capture:
     def _obey(self, *, is_private: bool) -> None:
         self._is_private = is_private
         # What was closed before it turned stays: it was permitted then.
-        self._pipeline.swap(empty_plan() if is_private else self._given)
-        self._send()
+        if is_private:
+            self._pipeline.swap(empty_plan())
+            self._send()
+        else:
+            self._put_in_force(self._given)
         self._on_switch(is_private)
+
+    def _put_in_force(self, plan: Plan) -> None:
+        self._pipeline.swap(plan)
+        self._send()
+        self._on_swap(plan)
 
     def _pass(self, place: Place | None, frames: int, *, before: int = 0) -> None:
         """Note that frames were fed.

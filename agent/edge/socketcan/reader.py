@@ -13,8 +13,8 @@ Rules:
  * It never writes to the bus. Whoever keeps the socket over a restart hears of each one that is
    opened or given up (`on_socket`), and gives it back with `adopt`.
  * What was read stays in a ring until it is settled. Whoever keeps that over a kill hears of it as
-   well (`on_frames`), and gives it back with `adopt_frames`: what is in it is handed over first.
-   Without a filter it is empty, and not to be kept.
+   well (`on_frames`), and gives it back with `adopt_frames`: what is in it is handed over first,
+   unless the consent is another one by then. Without a filter it is empty, and not to be kept.
 """
 
 import errno
@@ -121,6 +121,20 @@ class SocketCanReader:
             _log.info("frames found", extra={"bus": self.name, "frames": left})
         if abandoned:
             self._condition.abandon(abandoned)
+
+    def keep_only(self, consent: int) -> None:
+        """Let go what the process before us read under another consent. For any thread.
+
+        Args:
+            consent: The one in force from now on, also while that is still being handed over.
+        """
+        with self._lock:
+            if self._has_rest and self._ring.consent != consent:
+                self._ring.clear()
+
+    def note_consent(self, consent: int) -> None:
+        """Take note of the consent under which all was taken that is not settled yet."""
+        self._ring.consent = consent
 
     def announce(self, place: Place, row: int) -> None:
         """Take note that what came up to here is about to be stored. For any thread.
@@ -242,6 +256,7 @@ class SocketCanReader:
             with self._lock:  # What `set_filters` lets go is not read behind it.
                 chunk = next(rest, None)
                 if chunk is None:
+                    self._has_rest = False
                     return True
                 self._condition.note(chunk[0])
             self._sink(*chunk)

@@ -13,6 +13,8 @@ Rules:
  * Up to where frames are about to be stored is announced together with the spool's row that will
    tell that they are: of a process that was killed behind the commit, nothing is stored twice.
  * A ring is of one interface: what a bus of the same name read from another one is not taken up.
+ * It bears the consent under which the frames in it were taken: what came under another one is let
+   go and not handed over, for of what was not granted then nothing may be taken now.
  * When frames come faster than they are stored the oldest are overwritten, which matters to nobody
    but a process that is killed then.
  * What was handed over three times and never stored is let go: it may be what ends the process.
@@ -40,7 +42,7 @@ CMSG = struct.Struct("@Nii0N")  # struct cmsghdr: size_t and two ints; data is a
 _LAYOUT = b"frames 2"  # The page begins with it,
 _CHANNEL_BYTES = 16  # and with the interface's name (linux/if.h: IFNAMSIZ).
 # Words of the page behind that.
-_ID, _HEAD, _LANDED, _TAIL, _CLEARED, _ANNOUNCED, _ROW, _TRIES, _IS_LONG = range(3, 12)
+_ID, _HEAD, _LANDED, _TAIL, _CLEARED, _ANNOUNCED, _ROW, _TRIES, _IS_LONG, _CONSENT = range(3, 13)
 _NO_ROW = (1 << 64) - 1
 _PAYLOAD_WORDS = PAYLOAD_BYTES // 8
 _SHORT_WORDS = 2  # Of a classic frame.
@@ -103,6 +105,15 @@ class FrameRing:
             self._page[_ID] = int.from_bytes(os.urandom(8), sys.byteorder)
             self._page[_ROW] = _NO_ROW
             whole[: len(kind)] = kind
+
+    @property
+    def consent(self) -> int:
+        """Which consent the frames that are not stored came under; 0: not known."""
+        return self._page[_CONSENT]
+
+    @consent.setter
+    def consent(self, consent: int) -> None:
+        self._page[_CONSENT] = consent
 
     @property
     def place(self) -> Place:

@@ -12,11 +12,12 @@ from agent.cloud.keys import make_policy_key
 from agent.cloud.policy import recipient
 from agent.cloud.trust import sign_trust
 from agent.control import Agent, Batches, Consent, Journal, Surroundings
+from agent.control.agent import Swapped
 from agent.control.publisher import POLICY_FIRST_S, POLICY_NEXT_S
 from agent.control.report import health
 from agent.core.clock import Reading
 from agent.core.ledgerevent import Fact
-from agent.core.model import NS_PER_S
+from agent.core.model import NS_PER_S, Place
 from agent.core.pipeline import Pipeline
 from agent.core.plan import Plan
 from agent.core.status import BusStatus, CaptureStatus, LaneStatus, StatusReport
@@ -72,6 +73,7 @@ class Lane:
         )
         self.uplink = Uplink(nowhere, on_event=lambda event: self.agent.post(event))  # noqa: PLW0108 - made below
         self.heads: list[bytes] = []
+        self.told: list[tuple[object, ...]] = []  # The readers.
         self.agent = Agent(
             vehicle=VEHICLE,
             device=cloud.device,
@@ -82,6 +84,9 @@ class Lane:
             swap=self.plans.append,
             clock=self.now_reading,
             look=lambda: Surroundings("0.0.0", 0, (), ()),
+            announce=lambda places, row: self.told.append(("announced", places, row)),
+            settle=lambda places: self.told.append(("settled", places)),
+            taken_under=lambda plan: self.told.append(("taken under", plan)),
         )
 
     def events(self, name: str) -> list[Mapping[str, Fact]]:
@@ -363,3 +368,27 @@ def test_batches_that_came_in_a_row_are_one_commit(lane: Lane, cloud: Cloud) -> 
     assert sum(size != bytes(4) for size in sizes) == 1
     assert lane.agent.counts["sealed"] == 4
     assert [facts["envelopes"] for facts in lane.events("purged")] == [4]
+
+
+def test_readers_hear_what_is_about_to_be_stored_that_it_is_and_under_which_plan(
+    lane: Lane, cloud: Cloud
+) -> None:
+    """In the order of the capture lane: a plan stands for what comes behind it."""
+    lane.arrive(cloud.policy(cloud.grant(ODOMETER)))
+    plan = lane.plans[-1]
+    first, second, third = ((Place("can0", 1, n),) for n in (5, 9, 12))
+    row = lane.store.last_row + 1
+
+    lane.agent.post(Batches(collected(plan, lane.now_ns).batches, first))
+    lane.agent.post(Batches([], second))
+    lane.agent.post(Swapped(plan))
+    lane.agent.post(Batches([], third))
+    lane.agent.turn(0.0)
+
+    assert lane.store.last_row == row
+    assert lane.told == [
+        ("announced", first + second, row),
+        ("settled", first + second),
+        ("taken under", plan),
+        ("settled", third),
+    ]

@@ -158,6 +158,31 @@ def test_a_swap_tells_how_far_frames_came_though_nothing_was_closed() -> None:
     assert handed == [([], (Place("can0", 1, 1),))]
 
 
+def test_a_plan_is_told_once_what_was_open_before_it_has_been_handed_over() -> None:
+    """And never before: until then a kill must find the frames under the consent of before."""
+    policy = car.policy({"g": {"read_odometer": NO_INTERVAL}})
+    plan = compile_plan(policy, car.catalogue(), car.binding(), now_ns=START_NS)
+    told: list[object] = []
+    capture = Capture(
+        Pipeline(plan),
+        on_batches=lambda batches, places: told.append((len(batches), places[0].position)),
+        clock=lambda: START_NS,
+        on_swap=told.append,
+    )
+    capture.put([car.odometer(START_MS, 1)], Place("can0", 1, 1))
+    capture.start()
+    until = time.monotonic() + 5
+    while not capture.frames and time.monotonic() < until:
+        time.sleep(0.001)
+    other = empty_plan()
+
+    capture.swap(plan)
+    capture.swap(other)
+    capture.close()
+
+    assert told == [(1, 1), plan, other]
+
+
 def test_batches_close_before_a_reader_has_to_overwrite_what_is_not_stored() -> None:
     """Though nothing is due: the frames are of a grant that takes one of them."""
     policy = car.policy({"g": {"read_odometer": {"min_interval_s": 3600}}})
