@@ -107,6 +107,11 @@ class Pipeline:
         return bool(self._closed)
 
     @property
+    def is_open(self) -> bool:
+        """Whether what was fed may still give something: samples, held changes, open windows."""
+        return self.is_waiting or any(batch.count for batch in self._batches.values())
+
+    @property
     def closes_ns(self) -> int:
         """When the open batches close by age; `NEVER_NS` where none is open."""
         return min((b.closes_ns for b in self._batches.values() if b.count), default=NEVER_NS)

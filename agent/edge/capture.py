@@ -3,7 +3,8 @@
 Rules:
  * Nothing but closed batches leaves this thread, and with them how far the frames had come. All
    open batches close together, so that every frame before that place is in what was handed over, or
-   in nothing: a reader keeps what comes after it until it is stored as well.
+   in nothing: a reader keeps what comes after it until it is stored as well. While nothing is open
+   a place is told by itself every second, so that no reader keeps what nobody wants.
  * A new plan is swapped in between two chunks, without a lock: `swap` leaves it at the door.
  * While chunks lie in the queue, time is that of the frames and not the clock's, and while none do
    it is `SETTLE_NS` behind the clock, for readers hand a frame over a little after it was stamped:
@@ -181,10 +182,12 @@ class Capture:
             else:
                 self._feed_by_switch(frames, place, self._switch)
         now_ns = self._clock()
-        if now_ns - self._ticked_ns >= TICK_NS or now_ns < self._ticked_ns:
+        is_tick = now_ns - self._ticked_ns >= TICK_NS or now_ns < self._ticked_ns
+        if is_tick:
             self._tick(now_ns, frames[-1][0] if frames else None)
         self.turns += 1
-        if self._pipeline.has_closed or self._is_much_open():
+        is_over = is_tick and not self._pipeline.is_open and bool(self._places)
+        if self._pipeline.has_closed or is_over or self._is_much_open():
             self._close()
 
     def _tick(self, now_ns: int, fed_ns: int | None) -> None:

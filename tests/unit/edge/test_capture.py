@@ -183,6 +183,32 @@ def test_a_plan_is_told_once_what_was_open_before_it_has_been_handed_over() -> N
     assert told == [(1, 1), plan, other]
 
 
+def test_what_gave_nothing_is_not_kept_until_something_else_is_stored() -> None:
+    """A held change may still give a sample, so the frames that brought it are kept for it."""
+    policy = car.policy({"g": {"read_security": {"min_interval_s": 10}}})
+    plan = compile_plan(policy, car.catalogue(), car.binding(), now_ns=START_NS)
+    handed: list[tuple[int, int]] = []
+    clock_ns = [START_NS]
+    capture = Capture(
+        Pipeline(plan, max_age_ns=NS_PER_S),
+        on_batches=lambda batches, places: handed.append((len(batches), places[0].position)),
+        clock=lambda: clock_ns[0],
+    )
+    capture.start()
+
+    for n, (t_ms, value) in enumerate([(0, 0), (3000, 0), (5000, 1), (7000, 1), (12_000, 1)], 1):
+        turns = capture.turns
+        clock_ns[0] = START_NS + t_ms * NS_PER_MS + 1
+        capture.put([car.door(START_MS + t_ms, value)], Place("can0", 1, n))
+        until = time.monotonic() + 5
+        while capture.turns == turns and time.monotonic() < until:
+            time.sleep(0.001)
+
+    capture.close()
+
+    assert handed == [(1, 1), (0, 2), (1, 5)]
+
+
 def test_batches_close_before_a_reader_has_to_overwrite_what_is_not_stored() -> None:
     """Though nothing is due: the frames are of a grant that takes one of them."""
     policy = car.policy({"g": {"read_odometer": {"min_interval_s": 3600}}})
