@@ -53,6 +53,10 @@ STORE = tuple(
         *("numbers", "gaps", "unstored", "erasure", "offers", "tallies", "upkeep"),
     )
 )
+CONTROL = tuple(
+    f"agent/control/{name}.py"
+    for name in ("consent", "restrictions", "signers", "livegrant", "contact", "stops")
+)
 TESTS = (
     *(
         f"tests/unit/core/test_{name}.py"
@@ -324,7 +328,7 @@ def _commit() -> str:
 
 def _write_report(path: Path, hunt: Hunt, commit: str) -> None:
     """Write what was found; lines of modules that were not tried stay as they are."""
-    rows: dict[str, list[str]] = {module: [] for module in (*CORE, *STORE)}
+    rows: dict[str, list[str]] = {module: [] for module in (*CORE, *STORE, *CONTROL)}
     if path.exists():
         for line in path.read_text().splitlines():
             found = _MODULE.match(line)

@@ -149,6 +149,28 @@ class TestNumbers:
 
         assert {gap[0] for gap in noted(db)} == {"a"}
 
+    def test_the_row_that_was_given_last_is_known_whether_it_waits_or_not(
+        self, tmp_path: Path
+    ) -> None:
+        """0: none yet, or none can be given."""
+        path = tmp_path / "state"
+        with Store.open(path) as store:
+            with_grants(store, "a")
+            put(store, "a")
+            put(store, "a")
+            store.delivered([row.row_id for row in store.pending(9)])
+
+            assert store.last_row == ROW_ID + 1
+        (path / "spool.db").chmod(0o644)
+        with Store.open(path) as store:
+            assert store.last_row == 0
+
+    def test_numbers_of_grants_are_no_rows(self, db: Database) -> None:
+        numbers.draw(db, "a", "r")
+
+        assert numbers.last_row(db) == 0
+        assert not numbers.were_begun(db)
+
     def test_a_file_is_told_once_where_its_rows_begin(self, tmp_path: Path) -> None:
         for _ in range(3):
             with Store.open(tmp_path / "state") as store:
@@ -224,6 +246,25 @@ class TestDamage:
             assert [store.take_damage(), store.take_damage()] == [(expected,), ()]
         with Store.open(tmp_path / "state") as store:
             assert store.take_damage() == ()
+
+    def test_a_spool_that_could_not_be_told_where_numbers_begin_is_not_used(
+        self, tmp_path: Path
+    ) -> None:
+        """Or a number would be drawn twice."""
+        with Store.open(tmp_path / "state") as store:
+            with_grants(store, "a")
+            put(store, "a", LARGE)
+            store.scrub()
+            (tmp_path / "state" / "spool.db").write_bytes(bytes(1 << 16))
+            store._spool.spool._db.rows("PRAGMA shrink_memory")  # type: ignore[union-attr]
+            store._db.rows("PRAGMA query_only = ON")
+
+            assert store.pending(9) == ()
+            assert store.spool_fault
+            store._db.rows("PRAGMA query_only = OFF")
+
+            assert put(store, "a") == AHEAD + 1
+            assert store.spool_fault == ""
 
 
 class TestTurn:
