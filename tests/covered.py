@@ -6,6 +6,10 @@ are an integer with these bits set. Rules:
  * What decides whether it is carried is covered too: its multiplexers, the signals of the
    mapping's `multiplexer` conditions, and the length of the payload.
  * A signal that is not carried (another multiplexer value, a payload too short) is not covered.
+ * Of what comes in several frames all frames are covered that can be a part of it, with every bit,
+   their bus and their addresses: of J1939's transport each one, whatever it carries (and one of the
+   group itself); of ISO-TP first and consecutive frames of the identifier, and of each other frame
+   its first three bytes (it may end a message, and is one).
  * Altitude is not covered while a grid is in force.
 """
 
@@ -39,6 +43,7 @@ from tests.replay_oracle import shows
 Grants = Mapping[str, Mapping[str, Mapping[str, Any]]]  # As in `tests.car.policy`.
 
 _LATER_NS = 1 << 100
+_FRAME = 8
 
 
 class Bits:
@@ -95,18 +100,24 @@ class Reach:
     """What a mapping takes for one path: from which frames, and from which of their bits.
 
     Attributes:
-        key: The canid, or the parameter group of a J1939 message.
+        keys: The canid, or the parameter group of a J1939 message; of what comes in several frames
+            those of the frames.
         source: The only J1939 source address.
+        is_carried: It comes in several frames.
     """
 
     path: str
-    key: tuple[str, int]
+    keys: tuple[tuple[str, int], ...]
     source: int | None
     bits: Bits
     conditions: tuple[tuple[Bits, int], ...]
+    is_carried: bool = False
 
     def covers(self, word: int, length: int) -> int:
         """Return the bits of a payload that a grant of the path covers."""
+        if self.is_carried:
+            is_part = self.keys[0][0] == "pgn" or word >> 4 & 15 in (1, 2)
+            return (1 << 8 * (length if is_part else min(length, 3))) - 1
         carried, mask = self.bits.look(word, length)
         for condition, wanted in self.conditions:
             there, decided = condition.look(word, length)
@@ -147,7 +158,8 @@ class Cover:
     def __init__(self, grants: Iterable[Grant]) -> None:
         self._by_key: dict[tuple[str, int], list[Grant]] = {}
         for grant in grants:
-            self._by_key.setdefault(grant.reach.key, []).append(grant)
+            for key in grant.reach.keys:
+                self._by_key.setdefault(key, []).append(grant)
 
     def of(self, frame: Frame) -> int | None:
         """Return a frame's covered bits; None: no grant has to do with its id."""
@@ -167,6 +179,11 @@ class Cover:
         """The source addresses that a granted path of this parameter group insists on."""
         near = [grant for key in keys_of(can_id) for grant in self._by_key.get(key, ())]
         return {grant.reach.source for grant in near if grant.reach.source is not None}
+
+    def is_carrier(self, can_id: int) -> bool:
+        """Tell whether this id may bring a part of what comes in several frames."""
+        near = [grant for key in keys_of(can_id) for grant in self._by_key.get(key, ())]
+        return any(grant.reach.is_carried for grant in near)
 
     def is_pgn(self, can_id: int) -> bool:
         """Tell whether this id counts by its parameter group alone."""
@@ -294,11 +311,16 @@ def _reach(path: str, wanted: Mapping[str, Any], message: Any) -> Reach:
     def bits(name: str) -> Bits:
         return Bits(message, message.get_signal_by_name(name.rpartition(".")[2]))
 
-    key = "id", message.frame_id | (CAN_EFF_FLAG if message.is_extended_frame else 0)
-    if message.protocol == "j1939":
-        key = "pgn", _pgn(message.frame_id)
+    is_j1939 = message.protocol == "j1939"
+    is_carried = "transport" in wanted or (is_j1939 and message.length > _FRAME)
+    keys: tuple[tuple[str, int], ...]
+    keys = (("id", message.frame_id | (CAN_EFF_FLAG if message.is_extended_frame else 0)),)
+    if is_j1939:
+        pgns = (0xEC00, 0xEB00, _pgn(message.frame_id))
+        keys = tuple(("pgn", pgn) for pgn in (pgns if is_carried else pgns[-1:]))
     conditions = [(bits(item["signal"]), item["value"]) for item in wanted.get("multiplexer", ())]
-    return Reach(path, key, wanted.get("source"), bits(wanted["signal"]), tuple(conditions))
+    signal = bits(wanted["signal"])
+    return Reach(path, keys, wanted.get("source"), signal, tuple(conditions), is_carried)
 
 
 def _pgn(identifier: int) -> int:

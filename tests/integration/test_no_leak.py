@@ -367,7 +367,7 @@ def test_on_captured_drives_nothing_shows_between_samples(captures: Path, name: 
     for t_ns, bus, can_id, data in vehicle.frames:
         word = int.from_bytes(data, "little")
         hot = 0
-        near = [reach for reach in reaches if reach.key in set(covered.keys_of(can_id))]
+        near = [reach for reach in reaches if set(reach.keys) & set(covered.keys_of(can_id))]
         for reach in near:
             if t_ns >= quiet_until.get(reach.path, 0) or reach.path not in steady:
                 hot |= reach.covers(word, len(data))
@@ -447,7 +447,7 @@ class _Cell:
         borders = sorted((end - offset) / scale for end in ends)
         low = max(floor(borders[0]) + 1, bits.most[0], ceil(least))
         high = min(ceil(borders[1]), bits.most[-1] + 1, floor(most) + 1)
-        if self.reach.key[0] == "pgn" and len(bits.places) >= 8:
+        if self.reach.keys[0][0] == "pgn" and len(bits.places) >= 8:
             high = min(high, 0xFB << (len(bits.places) - 8))  # SAE J1939-71: no measurement.
         inside = range(low, high)
         # Which cell a value on the border belongs to is for another test.
@@ -489,7 +489,7 @@ def _moved(
     for t_ns, bus, can_id, data in frames:
         word = int.from_bytes(data, "little")
         keys = set(covered.keys_of(can_id))
-        masks = {r.path: r.covers(word, len(data)) for r in reaches if r.key in keys}
+        masks = {r.path: r.covers(word, len(data)) for r in reaches if keys & set(r.keys)}
         for path in sorted(masks.keys() & cell_of.keys()):
             own = cell_of[path].reach.bits.mask
             others = [mask for other, mask in masks.items() if other != path]

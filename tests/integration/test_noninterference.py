@@ -193,6 +193,8 @@ def _same_where_covered(frame: Frame, mask: int, cover: Cover, rng: random.Rando
     t_ns, bus, can_id, data = frame
     word = int.from_bytes(data, "little") ^ (rng.getrandbits(8 * len(data) or 1) & ~mask)
     payload = (word & ((1 << 8 * len(data)) - 1)).to_bytes(len(data), "little")
+    if cover.is_carrier(can_id):
+        return t_ns, bus, can_id, payload
     if cover.is_pgn(can_id):
         free = 0x1C00_0000  # The priority.
         if not cover.named_sources(can_id):
@@ -340,7 +342,7 @@ def _flipped(frames: Sequence[Frame], reach: Reach, place: int) -> list[Frame]:
     made = []
     for t_ns, bus, can_id, data in frames:
         payload = data
-        if reach.key in covered.keys_of(can_id):
+        if set(reach.keys) & set(covered.keys_of(can_id)):
             word = int.from_bytes(data, "little")
             if reach.covers(word, len(data)) >> place & 1:
                 payload = (word ^ 1 << place).to_bytes(len(data), "little")
