@@ -161,6 +161,7 @@ class Buses:
                 channel=bus.channel,
                 sink=self._capture.put,
                 has_room=self._capture.has_room,
+                on_rest=partial(self._tell_rest, bus.name),
                 on_socket=partial(self._keep, socket_as),
                 on_frames=partial(self._keep, frames_as),
             )
@@ -190,6 +191,12 @@ class Buses:
             sink=self._capture.put,
             clock=self._clock,
         )
+
+    def _tell_rest(self, bus: str, is_to_come: bool) -> None:  # noqa: FBT001 - readers' callback
+        if is_to_come:
+            self._capture.expect(bus)
+        else:
+            self._capture.caught_up(bus)
 
     def _keep(self, name: str, descriptor: int | None) -> None:
         if descriptor is None:

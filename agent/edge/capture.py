@@ -6,9 +6,10 @@ Rules:
    in nothing: a reader keeps what comes after it until it is stored as well. While nothing is open
    a place is told by itself every second, so that no reader keeps what nobody wants.
  * A new plan is swapped in between two chunks, without a lock: `swap` leaves it at the door.
- * While chunks lie in the queue, time is that of the frames and not the clock's, and while none do
-   it is `SETTLE_NS` behind the clock, for readers hand a frame over a little after it was stamped:
-   how far a thread lags behind must not decide which of two changes is taken.
+ * While chunks lie in the queue, or a reader still has what a killed process read, time is that of
+   the frames and not the clock's. Else it is `SETTLE_NS` behind the clock, for readers hand a frame
+   over a little after it was stamped: how far a thread lags behind must not decide which of two
+   changes is taken.
  * The privacy switch on CAN, where there is one, is obeyed here and at once: nothing is taken of
    the frame that turns it to private, or of those behind it. What lay in open batches is dropped,
    as with any stop.
@@ -32,6 +33,8 @@ from agent.log import Repeats
 
 # Measured: 43 to 50 MiB, where MemoryMax= of the unit is 192; 5 s of two full CAN FD buses.
 MAX_FRAMES = 200_000
+# Of frames that can wait: few, for they are old, and what lies in the queue falls under a new plan.
+MAX_WAITING = 1 << 13
 SETTLE_NS = NS_PER_S  # By then readers have handed a frame over, on a busy machine too.
 TICK_NS = NS_PER_S  # Held changes and old batches are looked at this often.
 
@@ -83,6 +86,7 @@ class Capture:
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._room = threading.Lock()  # Guards what follows, which readers' threads change.
         self._waiting = 0  # Frames in the queue.
+        self._behind: set[str] = set()  # Buses of which frames of long ago are still to come.
         self._repeats = Repeats()
         self._plans: deque[Plan] = deque()
         self._ticked_ns = 0
@@ -117,7 +121,22 @@ class Capture:
     def has_room(self, frames: int) -> bool:
         """Whether so many frames that can wait should be handed over now."""
         with self._room:
-            return self._waiting + frames <= MAX_FRAMES // 2
+            return self._waiting + frames <= MAX_WAITING
+
+    def expect(self, bus: str) -> None:
+        """Be told that frames of long ago will come from a bus, until `caught_up`."""
+        with self._room:
+            self._behind.add(bus)
+
+    def caught_up(self, bus: str) -> None:
+        """Be told that no more frames of long ago will be put."""
+        with self._room:
+            self._behind.discard(bus)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether frames of long ago are still to come."""
+        return bool(self._behind)
 
     def swap(self, plan: Plan) -> None:
         """Put another plan in force before the next chunk."""
@@ -192,7 +211,7 @@ class Capture:
 
     def _tick(self, now_ns: int, fed_ns: int | None) -> None:
         """Let time pass up to now, or as far as the frames that were just fed."""
-        is_idle = self._chunks.empty()
+        is_idle = not self.is_behind and self._chunks.empty()  # In this order: they are put first.
         if is_idle:
             self._pipeline.tick(now_ns - SETTLE_NS)
         elif fed_ns is not None:

@@ -55,6 +55,20 @@ class Process:
         return {batch.grant_id: batch.count for batch in self.batches}
 
 
+def test_the_capture_lane_is_told_that_frames_of_before_will_come_and_that_they_have() -> None:
+    ring = FrameRing("can0", "none-such")
+    Process(ring).buses.taken_under(plan("a"))
+    add(ring, [car.odometer(START_NS / 1e6 + n, n) for n in range(5)])
+
+    process = Process(ring)
+    before = process.capture.is_behind
+    process.let_in(plan("a"))
+
+    assert process.samples() == {"a": 5}
+    assert before
+    assert not process.capture.is_behind
+
+
 def plan(*grant_ids: str, rev: int = 1) -> Plan:
     revs = {grant_id: {"rev": rev} for grant_id in grant_ids}
     policy = car.policy(dict.fromkeys(grant_ids, ODOMETER), **revs)

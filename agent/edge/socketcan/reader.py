@@ -57,6 +57,7 @@ class SocketCanReader:
         channel: str,
         sink: Callable[[list[Frame], Place], None],
         has_room: Callable[[int], bool] = lambda _: True,
+        on_rest: Callable[[bool], None] = lambda _: None,
         on_socket: Callable[[int | None], None] = lambda _: None,
         on_frames: Callable[[int | None], None] = lambda _: None,
     ) -> None:
@@ -68,6 +69,8 @@ class SocketCanReader:
             sink: Gets every chunk and the place behind it, in this reader's thread.
             has_room: Whether whoever takes the chunks has room for so many frames; asked only for
                 those of the ring, which can wait.
+            on_rest: Told that frames of a process before us will come first, and, with False, that
+                no more of them will.
             on_socket: Gets the descriptor of each socket that is opened, and None when one is given
                 up for good; not at `close`.
             on_frames: The same for the ring.
@@ -78,6 +81,7 @@ class SocketCanReader:
         self._channel = channel
         self._sink = sink
         self._has_room = has_room
+        self._on_rest = on_rest
         self._on_socket = on_socket
         self._on_frames = on_frames
         self._lock = threading.Lock()  # Guards what follows.
@@ -118,6 +122,7 @@ class SocketCanReader:
         left, abandoned = self._ring.take_up(last_row)
         if left:
             self._has_rest = True
+            self._on_rest(True)
             _log.info("frames found", extra={"bus": self.name, "frames": left})
         if abandoned:
             self._condition.abandon(abandoned)
@@ -214,8 +219,11 @@ class SocketCanReader:
 
     def _run(self) -> None:
         try:
-            if self._has_rest and not self._hand_over_rest():
-                return
+            if self._has_rest:
+                is_done = self._hand_over_rest()
+                self._on_rest(False)
+                if not is_done:
+                    return
             pause_s = MIN_PAUSE_S
             while not self._stop.is_set():
                 self.turns += 1

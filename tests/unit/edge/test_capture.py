@@ -62,6 +62,35 @@ def test_a_frame_that_is_handed_over_late_still_counts() -> None:
     assert values == [False]
 
 
+def test_the_clock_decides_nothing_while_frames_of_long_ago_are_still_to_come() -> None:
+    """A killed process had read them; its successor's queue may run empty while it gets them."""
+    policy = car.policy({"g": {"read_security": {"min_interval_s": 10}}})
+    plan = compile_plan(policy, car.catalogue(), car.binding(), now_ns=START_NS)
+    batches: list[Batch] = []
+    clock_ns = [START_NS + 20 * NS_PER_S]
+    capture = Capture(
+        Pipeline(plan), on_batches=lambda got, _: batches.extend(got), clock=lambda: clock_ns[0]
+    )
+    capture.expect("can0")
+    capture.start()
+    for frames in (
+        [car.door(START_MS, 0), car.door(START_MS + 5000, 1)],
+        [car.door(START_MS + 9999, 0)],
+    ):
+        clock_ns[0] += 2 * NS_PER_S
+        capture.put(frames)
+        turns, until = capture.turns, time.monotonic() + 5
+        while capture.turns < turns + 5 and time.monotonic() < until:
+            clock_ns[0] += 2 * NS_PER_S
+            capture.swap(plan)  # It turns, and finds nothing in the queue.
+            time.sleep(0.001)
+    capture.caught_up("can0")
+    capture.close()
+
+    values: list[Any] = [v for b in batches for column in b.columns for v in column.values]
+    assert values == [False]
+
+
 def test_frames_that_a_full_queue_has_no_room_for_are_counted_and_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,7 +265,7 @@ def test_batches_close_before_a_reader_has_to_overwrite_what_is_not_stored() -> 
 def test_frames_that_can_wait_are_asked_to_leave_room_for_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lane, "MAX_FRAMES", 10)
+    monkeypatch.setattr(lane, "MAX_WAITING", 5)
     capture = Capture(Pipeline(empty_plan()), on_batches=lambda *_: None, clock=lambda: START_NS)
 
     empty = capture.has_room(5), capture.has_room(6)
