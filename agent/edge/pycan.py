@@ -105,11 +105,15 @@ class PyCanReader(AdapterReader[can.BusABC]):
         return bus
 
     def _read(self, port: can.BusABC) -> None:
-        message = self._receive(port, adapter.POLL_S)
         chunk: list[Frame] = []
         errors: list[ErrorFrame] = []
+        wait_s = adapter.POLL_S
         try:
-            while message is not None:
+            for _ in range(CHUNK):  # Whatever comes: a wrong bit rate is error frames without end.
+                message = self._receive(port, wait_s)
+                if message is None:
+                    break
+                wait_s = 0.0
                 if message.is_error_frame and self._tells_errors:
                     can_id = message.arbitration_id | CAN_ERR_FLAG
                     errors.append((self._t_ns(message), can_id, bytes(message.data)))
@@ -117,9 +121,6 @@ class PyCanReader(AdapterReader[can.BusABC]):
                     self._condition.count_error("reported")
                 else:
                     chunk.append(_frame(message, self._t_ns(message), self.name))
-                if len(chunk) >= CHUNK:
-                    break
-                message = self._receive(port, 0)
         finally:  # What was read before the adapter failed counts.
             self._condition.note(chunk, errors)
             if chunk:

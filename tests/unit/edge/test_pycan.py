@@ -15,7 +15,7 @@ from agent import adapter, condition
 from agent.core.bushealth import BusState
 from agent.core.canfilter import exact_filter
 from agent.core.model import NS_PER_S, NS_PER_US, Frame
-from agent.edge.pycan import PyCanReader, Times, open_bus
+from agent.edge.pycan import CHUNK, PyCanReader, Times, open_bus
 from agent.errors import BusError
 from tests.adapter import Script, plug_in
 from tests.rig import wait_for
@@ -257,6 +257,27 @@ def test_error_frames_of_other_adapters_are_counted_and_not_read() -> None:
         health = made.reader.health()
 
     assert (health.state, health.errors) == (BusState.ACTIVE, {"reported": 1})
+
+
+@pytest.mark.parametrize("interface", ["gs_usb", "pcan"])
+def test_error_frames_without_end_do_not_hold_up_the_reader(interface: str) -> None:
+    """A wrong bit rate; a reader that does not move is ended by the watchdog."""
+    Script(CHANNEL, [BUS_OFF] * (10 * CHUNK))
+
+    with listening(interface) as made:
+        made.wait_for("them", lambda: sum(made.reader.health().errors.values()) == 10 * CHUNK)
+        turns = made.reader.turns
+
+    assert turns >= 10
+
+
+def test_frames_that_come_in_a_row_come_in_chunks_and_none_is_lost_between_them() -> None:
+    Script(CHANNEL, [message(n % 0x700) for n in range(3 * CHUNK + 1)])
+
+    with listening() as made:
+        made.wait_for("them", lambda: len(made.frames) == 3 * CHUNK + 1)
+
+    assert [can_id for _, _, can_id, _ in made.frames] == [n % 0x700 for n in range(3 * CHUNK + 1)]
 
 
 def test_an_adapter_that_gives_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
