@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import can
 from can.interfaces import BACKENDS
 
-from agent import life
+from agent import daemon
 from agent.cli.main import run as run_command
 from agent.core.clock import Reading
 from agent.core.model import CAN_EFF_FLAG, CAN_EFF_MASK, CAN_RTR_FLAG, NS_PER_S
@@ -256,7 +256,7 @@ def main(arguments: list[str]) -> int:
     frames = small_car(int(count), start_ns) if kind == "car" else laps(Path(kind), start_ns)
     DriveBus.drive = drive = Drive(frames, start_ns, gauges)
     BACKENDS["virtual"] = ("tests.timelapse_child", DriveBus.__name__)
-    life.Daemon = Timelapse  # type: ignore[misc]
+    daemon.Daemon = Timelapse  # type: ignore[misc]
     threading.Thread(target=drive.go_on, daemon=True).start()
     return run_command(arguments[3:])
 

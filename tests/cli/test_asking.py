@@ -107,7 +107,7 @@ def test_the_picture_has_all_that_a_person_asks_for() -> None:
         "pause of all grants since",
         "up, 1 envelope in flight",
         "121 envelopes waiting, 1.2 MB",
-        "capture ok, network dead",
+        "capture still for 20 s, network dead",
         "130 envelopes sealed, 1 batch dropped with the grant",
     ):
         assert part in out, part
